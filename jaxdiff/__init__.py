@@ -1,0 +1,1 @@
+"""Diffusion for audio in JAX."""

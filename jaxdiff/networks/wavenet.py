@@ -1,0 +1,197 @@
+"""WaveNet as a diffusion denoiser: DiffWave (Kong et al. 2021, figure 2), on samples or on frames.
+
+Each residual layer adds the embedded diffusion step, convolves with a dilation that doubles from layer to layer, adds
+the conditioner and gates:
+
+    z = W *_d (h + e_t) + V c,      o = W' (tanh(z_1) sigmoid(z_2)),      h <- (h + o_1) / sqrt 2,      skip += o_2
+
+The layers are one `lax.scan` with the dilation as data: the three taps are slices of a zero-padded buffer and the
+convolution is one matrix product.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float
+
+from .layers import Condition, LabelEmbedding, scan_layers, sinusoids, stack
+
+_STRIDES = {16: (4, 4), 64: (8, 8), 128: (16, 8), 256: (16, 16), 512: (32, 16)}
+
+
+def _he(rngs: nnx.Rngs, *shape: int) -> nnx.Param:
+    """He normal (He et al. 2015) over all axes but the last, as DiffWave initialises its convolutions."""
+    return nnx.Param(jax.random.normal(rngs.params(), shape) * np.sqrt(2 / np.prod(shape[:-1])).astype(np.float32))
+
+
+class Projection(nnx.Module):
+    """A pointwise (or, with `taps`, concatenated-taps) convolution: He normal, zero bias, optional weight norm.
+
+    Weight normalisation (Salimans & Kingma 2016, eq. 2) gives each output channel a trained gain.
+    """
+
+    def __init__(self, features_in: int, features_out: int, *, weight_norm: bool = False, rngs: nnx.Rngs):
+        self.kernel = _he(rngs, features_in, features_out)
+        self.bias = nnx.Param(jnp.zeros(features_out))
+        self.gain = nnx.Param(jnp.linalg.norm(self.kernel[...], axis=0)) if weight_norm else None
+
+    def __call__(self, x: Array) -> Array:
+        kernel = self.kernel[...]
+        if self.gain is not None:
+            kernel = kernel * (self.gain[...] / jnp.linalg.norm(kernel, axis=0))
+        return x @ kernel + self.bias[...]
+
+
+class Upsampler(nnx.Module):
+    """Condition frames to samples: two transposed convolutions over (time, channel), leaky ReLU 0.4 after each.
+
+    The kernel is two strides long in time and 3 wide across channels; output sample o of a stride-s layer sees two
+    input frames, so the convolution is two scaled copies overlap-added. Weight norm here is one gain per kernel.
+    """
+
+    def __init__(self, hop: int, *, weight_norm: bool = False, rngs: nnx.Rngs):
+        if hop not in _STRIDES:
+            raise ValueError(f"condition_hop {hop} has no upsampler; use 1 (frames line up) or one of {list(_STRIDES)}")
+        self.strides = _STRIDES[hop]
+        bound = [1 / np.sqrt(3 * 2 * s) for s in self.strides]  # PyTorch's default for transposed convolutions
+        draw = lambda s, b: jax.random.uniform(rngs.params(), (3, 2 * s), minval=-b, maxval=b)  # noqa: E731
+        self.kernels = nnx.List([nnx.Param(draw(s, b)) for s, b in zip(self.strides, bound, strict=True)])
+        self.biases = nnx.Param(jnp.zeros(2))
+        norms = [jnp.linalg.norm(k[...]) for k in self.kernels]
+        self.gains = nnx.Param(jnp.stack(norms)) if weight_norm else None
+
+    def __call__(self, c: Float[Array, "batch frames channels"]) -> Float[Array, "batch samples channels"]:
+        for i, stride in enumerate(self.strides):
+            kernel = self.kernels[i][...]
+            if self.gains is not None:
+                kernel = kernel * (self.gains[...][i] / jnp.linalg.norm(kernel))
+            batch, frames, channels = c.shape
+            wide = jnp.pad(c, ((0, 0), (0, 0), (1, 1)))
+            # Across channels: a transposed convolution with padding 1 reads its kernel backwards.
+            z = sum(wide[:, :, None, 2 - k : 2 - k + channels] * kernel[k][:, None] for k in range(3))
+            z = jnp.pad(z[:, :, :stride], ((0, 0), (0, 1), (0, 0), (0, 0))) + jnp.pad(
+                z[:, :, stride:], ((0, 0), (1, 0), (0, 0), (0, 0))
+            )
+            half = stride // 2
+            z = z.reshape(batch, (frames + 1) * stride, channels)[:, half : half + frames * stride]
+            c = jax.nn.leaky_relu(z + self.biases[...][i], 0.4)
+        return c
+
+
+class ResidualLayer(nnx.Module):
+    """One gated dilated convolution (module docstring); `h` comes zero-padded by `reach` on both sides."""
+
+    def __init__(self, channels: int, embedding: int, condition: int, hop: int, own_upsampler: bool, **options):
+        rngs, weight_norm = options["rngs"], options["weight_norm"]
+        self.step = nnx.Linear(embedding, channels, kernel_init=_torch_uniform, rngs=rngs)
+        self.dilated = Projection(3 * channels, 2 * channels, **options)
+        self.condition = Projection(condition, 2 * channels, **options) if condition else None
+        self.upsample = Upsampler(hop, weight_norm=weight_norm, rngs=rngs) if own_upsampler else None
+        self.output = Projection(channels, 2 * channels, **options)
+
+    def __call__(self, h: Array, embedded: Array, c: Array | None, dilation: Array, reach: int) -> tuple[Array, Array]:
+        frames = h.shape[1]
+        y = jnp.pad(h + self.step(embedded)[:, None], ((0, 0), (reach, reach), (0, 0)))
+        starts = (reach - dilation, jnp.full_like(dilation, reach), reach + dilation)
+        taps = [jax.lax.dynamic_slice_in_dim(y, start, frames, axis=1) for start in starts]
+        z = self.dilated(jnp.concatenate(taps, axis=-1))
+        if self.condition is not None and c is not None:
+            z = z + self.condition(c if self.upsample is None else self.upsample(c))
+        gate, signal = jnp.split(z, 2, axis=-1)
+        residual, skip = jnp.split(self.output(jax.nn.sigmoid(gate) * jnp.tanh(signal)), 2, axis=-1)
+        return (h + residual) / np.sqrt(2).astype(np.float32), skip
+
+
+def _torch_uniform(key, shape, dtype=jnp.float32, **_):
+    """Uniform in +-1/sqrt(fan in): what DiffWave's linear layers start from."""
+    bound = float(1 / np.sqrt(shape[0]))
+    return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+class WaveNet(nnx.Module):
+    """DiffWave's denoiser. The defaults with `features=1, condition_features=80, condition_hop=256` are its BASE.
+
+    `features` channels in and out; `channels` inside; dilations 1, 2, 4 ... 2**(dilation_cycle - 1), repeated.
+    `diffusion_steps` scales t to the step numbers 0 ... steps - 1 that the embedding sees. `condition_features` > 0
+    adds conditioner frames, `condition_hop` network frames to each. `num_classes` > 0 adds a label embedding with
+    dropout for classifier-free guidance.
+
+    `authors_form` counts as the paper does, 2.64 M parameters: weight normalisation on every convolution and an
+    upsampler per layer. Without it (one upsampler, plain weights) BASE is the same function class with 2.62 M.
+
+    Zero-initialised output; He normal convolutions; linear layers uniform in +-1/sqrt(fan in).
+    """
+
+    def __init__(
+        self,
+        features: int,
+        *,
+        channels: int = 64,
+        layers: int = 30,
+        dilation_cycle: int = 10,
+        embedding: int = 512,
+        diffusion_steps: int = 50,
+        condition_features: int = 0,
+        condition_hop: int = 1,
+        num_classes: int = 0,
+        label_dropout: float = 0.1,
+        authors_form: bool = False,
+        remat: bool = False,
+        rngs: nnx.Rngs,
+    ):
+        self.diffusion_steps, self.remat, self.layer_count = diffusion_steps, remat, layers
+        self.dilations = tuple(2 ** (i % dilation_cycle) for i in range(layers))
+        upsampled = condition_features > 0 and condition_hop > 1
+        options = dict(weight_norm=authors_form, rngs=rngs)
+        self.input = Projection(features, channels, **options)
+        self.step_1 = nnx.Linear(128, embedding, kernel_init=_torch_uniform, rngs=rngs)
+        self.step_2 = nnx.Linear(embedding, embedding, kernel_init=_torch_uniform, rngs=rngs)
+        self.label = LabelEmbedding(num_classes, embedding, label_dropout, rngs=rngs) if num_classes else None
+        self.upsample = Upsampler(condition_hop, rngs=rngs) if upsampled and not authors_form else None
+        self.layers = stack(
+            lambda rngs: ResidualLayer(
+                channels,
+                embedding,
+                condition_features,
+                condition_hop,
+                upsampled and authors_form,
+                weight_norm=authors_form,
+                rngs=rngs,
+            ),
+            layers,
+            rngs,
+        )
+        self.skip = Projection(channels, channels, **options)
+        self.output = nnx.Linear(channels, features, kernel_init=nnx.initializers.zeros_init(), rngs=rngs)
+
+    @property
+    def receptive_field(self) -> int:
+        """Network frames that one output frame depends on."""
+        return 1 + 2 * sum(self.dilations)
+
+    def __call__(
+        self,
+        x_t: Float[Array, "batch frames features"],
+        t: Float[Array, " batch"],
+        cond: Condition = Condition(),
+        *,
+        rngs: nnx.Rngs | None = None,
+    ) -> Float[Array, "batch frames features"]:
+        frequencies = 10.0 ** (np.arange(64, dtype=np.float32) * np.float32(4) / np.float32(63))
+        e = sinusoids(t * self.diffusion_steps - 1, frequencies)
+        e = jax.nn.silu(self.step_2(jax.nn.silu(self.step_1(e))))
+        if self.label is not None:
+            e = e + self.label(cond.label, len(x_t), rngs=rngs)
+        c = cond.frames if self.upsample is None or cond.frames is None else self.upsample(cond.frames)
+        reach = max(self.dilations)
+
+        def apply(layer, carry, dilation):
+            h, total = carry
+            h, skip = layer(h, e, c, dilation, reach)
+            return (h, total + skip), None
+
+        h = jax.nn.relu(self.input(x_t))
+        start = (h, jnp.zeros_like(h))
+        (_, total), _ = scan_layers(self.layers, apply, start, jnp.asarray(self.dilations), remat=self.remat)
+        return self.output(jax.nn.relu(self.skip(total / np.sqrt(self.layer_count).astype(np.float32))))
