@@ -139,7 +139,7 @@ INSTRUMENTS: dict[str, Callable[[Generator], np.ndarray]] = {
 
 
 def synthesize(instrument: str, split: str, index: int) -> np.ndarray:
-    """Sound `index` of an instrument: one second at 16 kHz, peak -1 to -7 dB, starting within 4 ms, no click at the end."""
+    """Sound `index` of an instrument: one second at 16 kHz, peak -1 to -7 dB, starting within 4 ms."""
     rng = np.random.default_rng([zlib.crc32(f"{instrument}/{split}".encode()), index])
     y = INSTRUMENTS[instrument](rng)
     y = y * np.clip((1.0 - _T) / 0.01, 0, 1)

@@ -6,6 +6,7 @@ from .denoisers import denoiser as denoiser
 from .objectives import diffusion_loss as diffusion_loss
 from .objectives import logit_normal_times as logit_normal_times
 from .objectives import uniform_times as uniform_times
+from .objectives import velocity_weight as velocity_weight
 from .predictions import Prediction as Prediction
 from .predictions import target as target
 from .predictions import to_eps as to_eps

@@ -5,7 +5,7 @@
 """
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax.numpy as jnp
 from jaxtyping import Array
@@ -14,6 +14,7 @@ from .predictions import Prediction, to_x0
 from .schedules import Schedule
 
 
+@runtime_checkable
 class Denoiser(Protocol):
     """`x_t` [batch, ...] and a scalar time `t` to the estimate of x0, shaped like `x_t`."""
 

@@ -33,6 +33,14 @@ def logit_normal_times(mean: float = 0.0, std: float = 1.0) -> SampleTimes:
     return sample
 
 
+def velocity_weight(logsnr: Float[Array, " batch"]) -> Float[Array, " batch"]:
+    """Turns the squared error of x0 into that of the velocity (x - x0_hat) / s that samplers integrate: 1 / s^2.
+
+    s = sigma / (alpha + sigma) is held above 0.05, as by Li & He (2025) for x0 prediction.
+    """
+    return jnp.minimum((1 + jnp.exp(logsnr / 2)) ** 2, 400.0)
+
+
 def diffusion_loss(
     network: Callable,
     schedule: Schedule,

@@ -5,31 +5,31 @@ Dividing x_t by alpha + sigma turns any schedule into straight paths with noise 
     x_t / (alpha + sigma) = (1 - s) x0 + s eps,      dx/ds = eps - x0 = (x - x0_hat) / s
 
 so one deterministic step rule serves all schedules, and needs no derivative of them. Euler in s is exactly DDIM with
-eta = 0 (Song et al. 2021, eq. 12); Heun is its second-order form (Karras et al. 2022, algorithm 1). `key` is one key, or
-one per item [batch]: then an item does not depend on its neighbours.
+eta = 0 (Song et al. 2021, eq. 12); Heun is its second-order form (Karras et al. 2022, algorithm 1). `key` is one key,
+or one per item [batch]: then an item does not depend on its neighbours.
 """
 
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Key
 
 from .denoisers import Denoiser
 from .predictions import to_eps
 from .schedules import Schedule
 
-Sampler = Callable[[Denoiser, Schedule, Array, Array, PRNGKeyArray], Array]
+Sampler = Callable[[Denoiser, Schedule, Array, Array, Key[Array, "*batch"]], Array]
 
 
-def noise(key: PRNGKeyArray, shape: tuple[int, ...]) -> Float[Array, "..."]:
+def noise(key: Key[Array, "*batch"], shape: tuple[int, ...]) -> Float[Array, "..."]:
     """Standard normal noise; with keys [batch] item i depends on `key[i]` alone."""
     if key.ndim == 0:
         return jax.random.normal(key, shape)
     return jax.vmap(lambda k: jax.random.normal(k, shape[1:]))(key)
 
 
-def _fold_in(key: PRNGKeyArray, data: Array) -> PRNGKeyArray:
+def _fold_in(key: Key[Array, "*batch"], data: Array) -> Key[Array, "*batch"]:
     return jax.random.fold_in(key, data) if key.ndim == 0 else jax.vmap(lambda k: jax.random.fold_in(k, data))(key)
 
 
@@ -45,7 +45,7 @@ def _levels(schedule: Schedule, t: Array) -> tuple[Array, Array]:
     return alpha + sigma, sigma / (alpha + sigma)
 
 
-def euler(denoiser: Denoiser, schedule: Schedule, x_T: Array, times: Array, key: PRNGKeyArray) -> Array:
+def euler(denoiser: Denoiser, schedule: Schedule, x_T: Array, times: Array, key: Key[Array, "*batch"]) -> Array:
     """Euler steps along the probability-flow ODE: order 1, one evaluation per step, deterministic."""
 
     def step(x, t, t_next, i):
@@ -56,7 +56,7 @@ def euler(denoiser: Denoiser, schedule: Schedule, x_T: Array, times: Array, key:
     return _scan(step, x_T, times)
 
 
-def heun(denoiser: Denoiser, schedule: Schedule, x_T: Array, times: Array, key: PRNGKeyArray) -> Array:
+def heun(denoiser: Denoiser, schedule: Schedule, x_T: Array, times: Array, key: Key[Array, "*batch"]) -> Array:
     """Heun's trapezoidal steps: order 2, two evaluations per step (one in the last, to t = 0), deterministic."""
 
     def step(x, t, t_next, i):
@@ -81,7 +81,7 @@ def ddim(eta: float = 0.0) -> Sampler:
     `(sigma_u / sigma_t)^2 (sigma_t^2 - (alpha_t / alpha_u)^2 sigma_u^2)`, scaled by eta^2. Order 1.
     """
 
-    def sample(denoiser: Denoiser, schedule: Schedule, x_T: Array, times: Array, key: PRNGKeyArray) -> Array:
+    def sample(denoiser: Denoiser, schedule: Schedule, x_T: Array, times: Array, key: Key[Array, "*batch"]) -> Array:
         def step(x, t, t_next, i):
             x0_hat = denoiser(x, t)
             eps_hat = to_eps(schedule, t, x, x0_hat)
@@ -96,6 +96,6 @@ def ddim(eta: float = 0.0) -> Sampler:
     return sample
 
 
-def ancestral(denoiser: Denoiser, schedule: Schedule, x_T: Array, times: Array, key: PRNGKeyArray) -> Array:
+def ancestral(denoiser: Denoiser, schedule: Schedule, x_T: Array, times: Array, key: Key[Array, "*batch"]) -> Array:
     """DDPM's ancestral sampling with the posterior variance (Ho et al. 2020, eq. 6-7): `ddim(eta=1)`. Order 1."""
     return ddim(eta=1.0)(denoiser, schedule, x_T, times, key)

@@ -6,13 +6,14 @@ same shape. Everything else about it (log-SNR, time grids) is a free function.
 
 import functools
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 
+@runtime_checkable
 class Schedule(Protocol):
     """Signal and noise level over time; at t = 0 alpha is 1 and sigma is 0."""
 

@@ -3,8 +3,8 @@
     encode: wave [..., samples] -> features [..., frames, channels]        decode: the way back
 
 `patches` and `compressed_stft` are exactly invertible; `log_mel` loses phase and detail, so its decode is a
-reconstruction. `chain` composes pairs and `normalize` is the affine pair whose numbers `fit_normalization` measures on a
-corpus. Shapes follow from `jax.eval_shape`.
+reconstruction. `chain` composes pairs and `normalize` is the affine pair whose numbers `fit_normalization` measures on
+a corpus. Shapes follow from `jax.eval_shape`.
 """
 
 from collections.abc import Callable, Iterable
@@ -119,11 +119,14 @@ def normalize(normalization: Normalization) -> Representation:
     return Representation(lambda x: (x - mean) / scale, lambda x: x * scale + mean)
 
 
-def fit_normalization(encode: Callable[[Array], Array], waves: Iterable[np.ndarray]) -> Normalization:
+def fit_normalization(
+    encode: Callable[[Array], Array], waves: Iterable[np.ndarray], *, evenness: float = 1.0
+) -> Normalization:
     """Mean and standard deviation of every channel of `encode` over batches of waveforms, summed in float64.
 
-    The scale never falls below a hundredth of its root-mean-square over channels, so a channel that is always silent
-    (the imaginary part of DC) is not blown up.
+    The scale is never below a hundredth of its root-mean-square over channels, so a channel that is always silent
+    (the imaginary part of DC) is not blown up. `evenness` below 1 moves it, on a log scale, towards that common value:
+    at 0 all channels are divided by one number and keep their proportions.
     """
     encode = jax.jit(encode)
     count, total, squares = 0, np.float64(0), np.float64(0)
@@ -135,5 +138,6 @@ def fit_normalization(encode: Callable[[Array], Array], waves: Iterable[np.ndarr
         raise ValueError("a normalisation needs at least one waveform to measure; the corpus gave none")
     mean = total / count
     variance = np.maximum(squares / count - mean**2, 0)
-    scale = np.sqrt(np.maximum(variance, 1e-4 * variance.mean() + 1e-20))
+    common = np.sqrt(variance.mean() + 1e-20)
+    scale = np.maximum(np.sqrt(variance), 0.01 * common) ** evenness * common ** (1 - evenness)
     return Normalization(jnp.asarray(mean, jnp.float32), jnp.asarray(scale, jnp.float32))

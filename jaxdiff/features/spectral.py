@@ -102,7 +102,7 @@ def _inverse_envelope(n_fft: int, hop_length: int, win_length: int, count: int) 
     return 1 / np.where(total > np.finfo(np.float32).tiny, total, 1.0)
 
 
-def hz_to_mel(frequencies: np.ndarray | float, htk: bool = False) -> np.ndarray:
+def hz_to_mel(frequencies: np.ndarray | float, htk: bool = False) -> np.ndarray | np.floating:
     """Frequencies in Hz to mels: Slaney's Auditory Toolbox scale (linear below 1 kHz) or the HTK formula."""
     frequencies = np.asarray(frequencies, np.float64)
     if htk:
@@ -111,7 +111,7 @@ def hz_to_mel(frequencies: np.ndarray | float, htk: bool = False) -> np.ndarray:
     return np.where(frequencies >= 1000.0, logarithmic, frequencies * 3.0 / 200.0)
 
 
-def mel_to_hz(mels: np.ndarray | float, htk: bool = False) -> np.ndarray:
+def mel_to_hz(mels: np.ndarray | float, htk: bool = False) -> np.ndarray | np.floating:
     """The inverse of `hz_to_mel`."""
     mels = np.asarray(mels, np.float64)
     if htk:

@@ -1,7 +1,7 @@
 """The parts networks share: condition, embeddings of diffusion time and class, stacks of equal layers.
 
-A network is called as `network(x_t, t, cond, rngs=None)` with `x_t` [batch, frames, features], `t` [batch] in [0, 1] and
-a `Condition`; it returns an array shaped like `x_t`. `rngs` is given in training only: label dropout draws from it.
+A network is called as `network(x_t, t, cond, rngs=None)` with `x_t` [batch, frames, features], `t` [batch] in [0, 1]
+and a `Condition`; it returns an array shaped like `x_t`. `rngs` is given in training only: label dropout draws from it.
 """
 
 from collections.abc import Callable

@@ -1,0 +1,5 @@
+"""`python -m jaxdiff` is the command `jaxdiff`."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,284 @@
+"""The command `jaxdiff`: train, generate, info. Checks before any work; what is wrong is said in one sentence.
+
+Exit codes: 0 done, 1 the data or a checkpoint cannot be used, 2 the command or configuration is wrong, 130 and 143
+interrupted by Ctrl-C and SIGTERM with everything saved. Heavy imports happen inside the commands, so `--help` is quick.
+"""
+
+import re
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+from rich.console import Console
+
+from . import __version__
+from .config import Config, ConfigError, flatten, load_config, to_yaml
+
+if TYPE_CHECKING:
+    from .pipeline import Pipeline
+
+_out = Console(highlight=False, soft_wrap=True)
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a model from CONFIG.yaml, or resume the run in the work directory.
+
+    Any key of the configuration can be overridden: --data.path FOLDER --train.steps 500 --network.kind transformer.
+    """
+
+    config: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="CONFIG.yaml")]
+    """YAML with what differs from the defaults"""
+    workdir: Path
+    """folder of the run: checkpoints, log, samples; made when absent"""
+    debug: bool = False
+    """show the traceback of an error"""
+
+
+@dataclass(frozen=True)
+class Generate:
+    """Make sounds with a trained model: WAV, spectrogram PNG and JSON sidecar each, and one contact sheet."""
+
+    directory: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DIR")]
+    """work directory of a run"""
+    out: Path
+    """folder for the sounds; made when absent"""
+    count: int = 1
+    """how many"""
+    seconds: float | None = None
+    """length of each (the training crop's)"""
+    label: str | None = None
+    """class of all of them (otherwise the classes in turn)"""
+    seed: int = 0
+    """item i of a seed is the same sound however many are made"""
+    steps: int | None = None
+    """sampling steps (the configuration's)"""
+    guidance: float | None = None
+    """classifier-free guidance scale, 1 is off (the configuration's)"""
+    sampler: str | None = None
+    """euler, heun, ddim or ancestral (the configuration's)"""
+    source: Path | None = None
+    """for vocoders: the sound, or folder of sounds, to resynthesise (the training corpus)"""
+    overwrite: bool = False
+    """replace files that are there"""
+    debug: bool = False
+    """show the traceback of an error"""
+
+
+@dataclass(frozen=True)
+class Info:
+    """Show what a run is: model, size, data, checkpoint."""
+
+    directory: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DIR")]
+    """work directory of a run"""
+    debug: bool = False
+    """show the traceback of an error"""
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run a command line and leave with its exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    if argv == ["--version"]:
+        print(f"jaxdiff {__version__}")
+        raise SystemExit(0)
+    argv, overrides = _split_overrides(argv)
+    if argv[:1] == ["train"] and {"-h", "--help"} & set(argv):
+        _print_train_help()
+    command = tyro.cli(Train | Generate | Info, prog="jaxdiff", description=_DESCRIPTION, args=argv or ["--help"])
+    try:
+        if overrides and not isinstance(command, Train):
+            raise ConfigError(f"--{next(iter(overrides))}: configuration keys can be given to train only")
+        code = {Train: _train, Generate: _generate, Info: _info}[type(command)](
+            command, *([overrides] if isinstance(command, Train) else [])
+        )
+    except KeyboardInterrupt:
+        code = 130
+    except Exception as error:
+        if command.debug:
+            raise
+        code = _explain(error)
+    raise SystemExit(code)
+
+
+_DESCRIPTION = "Audio diffusion: train a model on a folder of sound, make new sound with it."
+
+
+def _explain(error: Exception) -> int:
+    """Print an expected error as one sentence and return its exit code; anything else names itself."""
+    from .data import AudioError
+    from .training import CheckpointError, TrainingError
+
+    message = " ".join(str(error).split())
+    if isinstance(error, AudioError | CheckpointError | TrainingError):
+        code = 1
+    elif isinstance(error, ValueError):
+        code = 2
+    elif isinstance(error, OSError):
+        code, message = 1, f"{error.filename or 'file system'}: {error.strerror or error}"
+    else:
+        code, message = 1, f"{type(error).__name__}: {message}; run again with --debug for the traceback"
+    print(f"jaxdiff: error: {message}", file=sys.stderr)
+    return code
+
+
+def _split_overrides(argv: list[str]) -> tuple[list[str], dict[str, str]]:
+    """Take `--group.key value` and `--group.key=value` out of the arguments: dots mark configuration keys."""
+    rest, overrides, i = [], {}, 0
+    while i < len(argv):
+        match = re.fullmatch(r"--([a-z_]+(?:\.[A-Za-z_-]+)+)(?:=(.*))?", argv[i], re.DOTALL)
+        if match is None:
+            rest.append(argv[i])
+        elif match[2] is not None:
+            overrides[match[1].replace("-", "_")] = match[2]
+        elif i + 1 < len(argv):
+            i += 1
+            overrides[match[1].replace("-", "_")] = argv[i]
+        else:
+            print(f"jaxdiff: error: {argv[i]} needs a value", file=sys.stderr)
+            raise SystemExit(2)
+        i += 1
+    return rest, overrides
+
+
+def _print_train_help() -> None:
+    _out.print("configuration keys and defaults (network, representation, schedule and task have other kinds too):")
+    for key, value in flatten(Config()):
+        _out.print(f"  --{key} {value}", markup=False)
+    _out.print()
+
+
+# train --------------------------------------------------------------------------------------------------------------
+
+_MAY_CHANGE = re.compile(r"train\.(steps|log_every|sample_every|save_every)|sampling\..*")
+
+
+def _train(command: Train, overrides: dict[str, str]) -> int:
+    config = load_config(command.config, overrides)
+    workdir = command.workdir
+    if workdir.exists() and not workdir.is_dir():
+        raise ConfigError(f"--workdir {workdir}: is a file; give a folder")
+    _check_workdir(workdir, config)
+
+    from .config import crop_samples
+
+    crop_samples(config)
+    from . import runs  # jax starts here
+
+    _out.print(to_yaml(config), markup=False)
+    resume = f"jaxdiff train {shlex.join([str(command.config), '--workdir', str(workdir)])}" + "".join(
+        f" --{key} {shlex.quote(value)}" for key, value in overrides.items()
+    )
+    stopped = runs.run(config, workdir, report=lambda text: _out.print(text, markup=False))
+    if stopped is not None:
+        _out.print(f"interrupted, everything is saved; to go on:\n  {resume}", markup=False)
+        return 128 + stopped
+    _out.print(f"done; to listen:\n  jaxdiff generate {shlex.quote(str(workdir))} --out out --count 16", markup=False)
+    return 0
+
+
+def _check_workdir(workdir: Path, config: Config) -> None:
+    """Refuse a work directory that holds another configuration."""
+    if not (workdir / "config.yaml").is_file():
+        if workdir.is_dir() and any(workdir.iterdir()):
+            raise ConfigError(f"--workdir {workdir}: holds other files and no run; give a new or empty folder")
+        return
+    there, here = dict(flatten(load_config(workdir / "config.yaml"))), dict(flatten(config))
+    for key in sorted(there.keys() | here.keys()):
+        if there.get(key) != here.get(key) and not _MAY_CHANGE.fullmatch(key):
+            raise ConfigError(
+                f"--workdir {workdir}: holds a run with {key} = {there.get(key)}, this configuration says "
+                f"{here.get(key)}; use another --workdir, or set it back to resume"
+            )
+
+
+# generate -----------------------------------------------------------------------------------------------------------
+
+
+def _generate(command: Generate) -> int:
+    if command.out.exists() and not command.out.is_dir():
+        raise ConfigError(f"--out {command.out}: is a file; give a folder")
+    if command.count < 1:
+        raise ConfigError(f"--count {command.count}: make at least 1")
+    from .pipeline import load
+
+    pipeline = load(command.directory)
+    for warning in pipeline.warnings:
+        print(f"jaxdiff: warning: passed over {warning}", file=sys.stderr)
+    labels = [pipeline.label_index(command.label, i) for i in range(command.count)]
+    names = [f"{i:04d}" + (f"-{pipeline.classes[k]}" if k >= 0 else "") for i, k in enumerate(labels)]
+    _refuse_to_overwrite(command, names)
+    waves = pipeline.generate(
+        count=command.count,
+        seconds=command.seconds,
+        label=command.label,
+        seed=command.seed,
+        steps=command.steps,
+        guidance=command.guidance,
+        sampler=command.sampler,
+        source=command.source,
+    )
+    command.out.mkdir(parents=True, exist_ok=True)
+    from .data.pictures import write_sounds
+
+    write_sounds(command.out, waves, names, pipeline.sample_rate, _sidecars(command, pipeline, labels))
+    _out.print(f"{len(waves)} sounds of {waves.shape[1] / pipeline.sample_rate:g} s in {command.out}", markup=False)
+    return 0
+
+
+def _refuse_to_overwrite(command: Generate, names: list[str]) -> None:
+    files = [command.out / f"{name}{end}" for name in names for end in (".wav", ".png", ".json")]
+    there = [f for f in [*files, command.out / "sheet.png"] if f.exists()]
+    if there and not command.overwrite:
+        raise ConfigError(f"{there[0]}: exists; give another --out, or --overwrite to replace it")
+
+
+def _sidecars(command: Generate, pipeline: "Pipeline", labels: list[int]) -> list[dict]:
+    sampling = pipeline.config.sampling
+    return [
+        {
+            "jaxdiff": __version__,
+            "run": str(command.directory),
+            "checkpoint": {"step": pipeline.step, "sha256": pipeline.fingerprint},
+            "seed": command.seed,
+            "item": i,
+            "label": pipeline.classes[k] if k >= 0 else None,
+            "sampler": command.sampler or sampling.sampler,
+            "steps": command.steps or sampling.steps,
+            "spacing": sampling.spacing,
+            "guidance": sampling.guidance if command.guidance is None else command.guidance,
+            "source": str(command.source) if command.source else None,
+            "sample_rate": pipeline.sample_rate,
+        }
+        for i, k in enumerate(labels)
+    ]
+
+
+# info ---------------------------------------------------------------------------------------------------------------
+
+
+def _info(command: Info) -> int:
+    from .networks import count_params
+    from .pipeline import load
+
+    p = load(command.directory)
+    for warning in p.warnings:
+        print(f"jaxdiff: warning: passed over {warning}", file=sys.stderr)
+    config = p.config
+    rows = {
+        "run": command.directory,
+        "checkpoint": f"step {p.step} of {config.train.steps}, sha256 {p.fingerprint}",
+        "task": config.task.kind,
+        "network": f"{config.network.kind}, {count_params(p.params):,} parameters",
+        "representation": f"{config.representation.kind}, {p.model.features} features a frame, "
+        f"{p.sample_rate / p.model.representation.hop_length:g} frames/s",
+        "data": f"{config.data.path}, {p.sample_rate} Hz, crops of {config.data.seconds:g} s",
+        "classes": ", ".join(p.classes) or "none",
+        "sampling": f"{config.sampling.sampler}, {config.sampling.steps} steps, guidance {config.sampling.guidance:g}",
+    }
+    for name, value in rows.items():
+        _out.print(f"{name:15s} {value}", markup=False)
+    _out.print("\n" + to_yaml(config), markup=False)
+    return 0

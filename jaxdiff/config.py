@@ -1,0 +1,456 @@
+"""Configuration: frozen dataclasses, a strict loader, and the one place where names become objects.
+
+A YAML file holds only what differs from the defaults below; command-line overrides (`--train.steps 500`) are laid over
+it. Every key is checked against the dataclasses and every value coerced to its annotated type: YAML reads 1e-4 as a
+string and `no` as False. Where several kinds exist (network, representation ...), `kind` chooses the dataclass.
+This module imports neither jax nor any network until an object is built, so that `--help` is quick.
+"""
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import yaml
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import optax
+    from flax import nnx
+
+    from jaxdiff.data import Crop
+    from jaxdiff.diffusion import Sampler, Schedule
+    from jaxdiff.diffusion.objectives import SampleTimes
+    from jaxdiff.features import Representation
+    from jaxdiff.tasks import Task
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; one sentence: what, expected, got, what to do."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """Which sounds, and how they become crops."""
+
+    path: str = "orchestra"  # a folder of audio (first sub-folder = class), or the built-in "orchestra"
+    labels: str | None = None  # CSV with columns file,label instead of sub-folders
+    sample_rate: int = 16_000  # Hz
+    seconds: float = 1.0  # length of a crop
+    crop: Literal["random", "start"] = "random"
+    channels: Literal["mix", "left", "right"] = "mix"
+    peak_db: float | None = None  # scale each crop to this peak, dB below full scale
+    speed: float = 0.0  # play crops up to this many octaves slower or faster
+    flip_polarity: bool = False
+
+
+@dataclass(frozen=True)
+class Patches:
+    """Raw samples, `size` to a frame."""
+
+    kind: Literal["patches"] = "patches"
+    size: int = 64
+
+
+@dataclass(frozen=True)
+class CompressedStft:
+    """Power-law compressed complex STFT."""
+
+    kind: Literal["compressed_stft"] = "compressed_stft"
+    n_fft: int = 512
+    hop_length: int = 128
+    exponent: float = 0.5
+
+
+@dataclass(frozen=True)
+class LogMel:
+    """Log-mel magnitudes, decoded by Griffin-Lim."""
+
+    kind: Literal["log_mel"] = "log_mel"
+    n_fft: int = 1024
+    hop_length: int = 256
+    n_mels: int = 80
+    fmin: float = 0.0
+    fmax: float | None = None
+
+
+@dataclass(frozen=True)
+class Normalize:
+    """Measure mean and scale per channel on the corpus, over this many crops; `evenness` 1 gives every channel unit
+    deviation, 0 keeps their proportions."""
+
+    enabled: bool = True
+    crops: int = 512
+    evenness: float = 1.0
+
+
+@dataclass(frozen=True)
+class WaveNet:
+    """DiffWave's network; `authors_form` counts parameters as the paper does."""
+
+    kind: Literal["wavenet"] = "wavenet"
+    channels: int = 256
+    layers: int = 8
+    dilation_cycle: int = 4
+    embedding: int = 512
+    diffusion_steps: int = 1
+    label_dropout: float = 0.1
+    authors_form: bool = False
+    remat: bool = False
+
+
+@dataclass(frozen=True)
+class Transformer:
+    """Diffusion transformer."""
+
+    kind: Literal["transformer"] = "transformer"
+    width: int = 256
+    depth: int = 8
+    heads: int = 4
+    mlp_ratio: int = 4
+    dropout: float = 0.0
+    label_dropout: float = 0.1
+    remat: bool = False
+
+
+@dataclass(frozen=True)
+class Cosine:
+    """Variance-preserving cosine schedule."""
+
+    kind: Literal["cosine"] = "cosine"
+
+
+@dataclass(frozen=True)
+class LinearBeta:
+    """DDPM's betas; the defaults are DiffWave's."""
+
+    kind: Literal["linear_beta"] = "linear_beta"
+    steps: int = 50
+    beta_min: float = 1e-4
+    beta_max: float = 0.05
+
+
+@dataclass(frozen=True)
+class RectifiedFlow:
+    """Straight paths."""
+
+    kind: Literal["rectified_flow"] = "rectified_flow"
+
+
+@dataclass(frozen=True)
+class Generation:
+    """Sound from noise and a class."""
+
+    kind: Literal["generation"] = "generation"
+
+
+@dataclass(frozen=True)
+class Vocoding:
+    """Sound from its log-mel spectrogram."""
+
+    kind: Literal["vocoding"] = "vocoding"
+    n_fft: int = 1024
+    hop_length: int = 256
+    n_mels: int = 80
+    fmax: float | None = None
+
+
+@dataclass(frozen=True)
+class Diffusion:
+    """Noise schedule, what the network predicts, which times it trains on and how they weigh."""
+
+    schedule: Cosine | LinearBeta | RectifiedFlow = field(default_factory=RectifiedFlow)
+    prediction: Literal["x0", "eps", "v", "flow"] = "x0"
+    times: Literal["uniform", "logit_normal"] = "logit_normal"
+    times_mean: float = 0.0
+    times_std: float = 1.0
+    weight: Literal["velocity", "constant"] = "velocity"  # constant: the prediction's own squared error
+
+
+@dataclass(frozen=True)
+class Train:
+    """Length, optimiser and intervals (in steps; 0 is never)."""
+
+    steps: int = 10_000
+    batch: int = 16
+    learning_rate: float = 1e-3
+    warmup: int = 100
+    weight_decay: float = 0.01
+    ema_decay: float = 0.999
+    seed: int = 0
+    log_every: int = 20
+    sample_every: int = 1000
+    save_every: int = 1000
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How sounds are made when the command line does not say."""
+
+    sampler: Literal["euler", "heun", "ddim", "ancestral"] = "heun"
+    steps: int = 16
+    spacing: Literal["uniform", "quadratic"] = "uniform"
+    guidance: float = 1.0
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything a run is; stored in its checkpoints."""
+
+    data: Data = field(default_factory=Data)
+    task: Generation | Vocoding = field(default_factory=Generation)
+    representation: CompressedStft | Patches | LogMel = field(default_factory=CompressedStft)
+    normalize: Normalize = field(default_factory=Normalize)
+    network: WaveNet | Transformer = field(default_factory=WaveNet)
+    diffusion: Diffusion = field(default_factory=Diffusion)
+    train: Train = field(default_factory=Train)
+    sampling: Sampling = field(default_factory=Sampling)
+
+
+# Loading ------------------------------------------------------------------------------------------------------------
+
+
+def load_config(path: Path, overrides: Mapping[str, str] | None = None) -> Config:
+    """The configuration of a YAML file with dotted-key overrides laid over it; raises ConfigError."""
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); give the path of a YAML file") from None
+    try:
+        tree = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        problem = str(error).replace("\n", " ")
+        raise ConfigError(f"{path}: is not YAML ({problem})") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: must hold keys and values, got {type(tree).__name__}")
+    for key, value in (overrides or {}).items():
+        *parents, last = key.split(".")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+            if not isinstance(node, dict):
+                raise ConfigError(f"{key}: {parent} in {path} is a single value, not a group")
+        node[last] = value
+    return from_dict(tree)
+
+
+def from_dict(tree: Mapping[str, Any]) -> Config:
+    """A Config from nested mappings; absent keys keep defaults, unknown keys and wrong types raise ConfigError."""
+    return _load(Config, tree, "")
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """Nested plain values; `from_dict(to_dict(c)) == c`."""
+    return dataclasses.asdict(config)
+
+
+def to_yaml(config: Config) -> str:
+    """The resolved configuration, every key of it."""
+    return yaml.safe_dump(to_dict(config), sort_keys=False)
+
+
+def flatten(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values."""
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        if dataclasses.is_dataclass(value):
+            yield from flatten(value, f"{prefix}{f.name}.")
+        else:
+            yield f"{prefix}{f.name}", value
+
+
+def _load(cls: type, tree: Any, prefix: str) -> Any:
+    if not isinstance(tree, Mapping):
+        raise ConfigError(f"{prefix.rstrip('.')}: expected a group of keys, got {tree!r}")
+    hints = typing.get_type_hints(cls)
+    for key in tree:
+        if key not in hints:
+            names = [name for name, _ in flatten(cls(), prefix)] + [f"{prefix}{name}" for name in hints]
+            near = difflib.get_close_matches(f"{prefix}{key}", names, 1, 0.4)
+            hint = f"did you mean {near[0]}?" if near else f"valid here: {', '.join(hints)}"
+            raise ConfigError(f"{prefix}{key}: unknown key; {hint}")
+    return cls(**{key: _value(hints[key], tree[key], f"{prefix}{key}", cls) for key in tree})
+
+
+def _value(hint: Any, value: Any, key: str, owner: type) -> Any:
+    kinds = [k for k in typing.get_args(hint) or (hint,) if dataclasses.is_dataclass(k)]
+    if kinds:
+        chosen = _kind(kinds, value, key, owner) if len(kinds) > 1 else kinds[0]
+        return _load(chosen, value, f"{key}.")
+    if typing.get_origin(hint) is Literal:
+        choices = typing.get_args(hint)
+        if value not in choices:
+            near = difflib.get_close_matches(str(value), choices, 1)
+            hint_text = f"; did you mean {near[0]}?" if near else ""
+            raise ConfigError(f"{key}: expected one of {', '.join(choices)}, got {value!r}{hint_text}")
+        return value
+    if isinstance(hint, types.UnionType):
+        if value is None or value in ("none", "null"):
+            return None
+        hint = next(h for h in typing.get_args(hint) if h is not types.NoneType)
+    return _scalar(hint, value, key)
+
+
+def _kind(kinds: list[type], value: Any, key: str, owner: type) -> type:
+    by_name = {k().kind: k for k in kinds}
+    default = next(f for f in dataclasses.fields(owner) if f.name == key.rpartition(".")[2]).default_factory
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{key}: expected a group with kind: {' or '.join(by_name)}, got {value!r}")
+    name = value.get("kind", default().kind)
+    if name not in by_name:
+        near = difflib.get_close_matches(str(name), by_name, 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ConfigError(f"{key}.kind: expected one of {', '.join(by_name)}, got {name!r}{hint}")
+    return by_name[name]
+
+
+def _scalar(hint: type, value: Any, key: str) -> Any:
+    wrong = ConfigError(f"{key}: expected {hint.__name__}, got {value!r}")
+    if hint is bool:
+        word = str(value).lower()
+        if word not in ("true", "false", "yes", "no"):
+            raise wrong
+        return word in ("true", "yes")
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise wrong
+    if hint is str:
+        return str(value)
+    try:
+        number = hint(value)
+    except ValueError:
+        raise wrong from None
+    if hint is int and isinstance(value, float) and value != number:
+        raise wrong
+    return number
+
+
+# Building -----------------------------------------------------------------------------------------------------------
+
+
+def crop_samples(config: Config) -> int:
+    """Samples in a training crop; raises ConfigError when the representation cannot cut it into frames."""
+    samples = round(config.data.seconds * config.data.sample_rate)
+    hops = {"representation": hop_length(config)}
+    if isinstance(config.task, Vocoding):
+        hops["task"] = config.task.hop_length
+    for where, hop in hops.items():
+        if samples < hop or samples % hop:
+            fits = max(1, round(samples / hop)) * hop
+            raise ConfigError(
+                f"data.seconds {config.data.seconds} is {samples} samples, which the {where}'s hop of {hop} does not "
+                f"divide; use data.seconds {fits / config.data.sample_rate:.6g} ({fits} samples)"
+            )
+    return samples
+
+
+def hop_length(config: Config) -> int:
+    """Samples per network frame."""
+    r = config.representation
+    return r.size if isinstance(r, Patches) else r.hop_length
+
+
+def build_crop(config: Config) -> "Crop":
+    from jaxdiff.data import Crop
+
+    data = config.data
+    peak = None if data.peak_db is None else 10 ** (data.peak_db / 20)
+    samples = crop_samples(config)
+    return Crop(samples, data.sample_rate, data.crop, data.channels, peak, data.speed)
+
+
+def build_representation(config: Config) -> "Representation":
+    """Without normalisation, whose numbers a corpus or a checkpoint gives."""
+    from jaxdiff import features
+
+    r = config.representation
+    match r:
+        case Patches():
+            return features.patches(r.size)
+        case CompressedStft():
+            return features.compressed_stft(r.n_fft, r.hop_length, r.exponent)
+        case LogMel():
+            return features.log_mel(config.data.sample_rate, r.n_fft, r.hop_length, r.n_mels, r.fmin, r.fmax)
+
+
+def build_network(config: Config, features: int, num_classes: int, rngs: "nnx.Rngs") -> "nnx.Module":
+    from jaxdiff import networks
+
+    options = {k: v for k, v in dataclasses.asdict(config.network).items() if k != "kind"}
+    vocoding = config.task if isinstance(config.task, Vocoding) else None
+    options["condition_features"] = vocoding.n_mels if vocoding else 0
+    options["num_classes"] = 0 if vocoding else num_classes
+    frames_per_condition = vocoding.hop_length // hop_length(config) if vocoding else 1
+    if isinstance(config.network, WaveNet):
+        return networks.WaveNet(features, condition_hop=frames_per_condition, rngs=rngs, **options)
+    if frames_per_condition != 1:
+        raise ConfigError(
+            f"network.kind transformer needs one condition frame per network frame, got {frames_per_condition} network "
+            f"frames to each; set task.hop_length to {hop_length(config)} or use wavenet"
+        )
+    return networks.Transformer(features, rngs=rngs, **options)
+
+
+def build_task(config: Config, representation: "Representation", num_classes: int) -> "Task":
+    from jaxdiff import tasks
+
+    match config.task:
+        case Generation():
+            return tasks.generation(representation, num_classes, flip_polarity=config.data.flip_polarity)
+        case Vocoding(n_fft=n_fft, hop_length=hop, n_mels=n_mels, fmax=fmax):
+            sizes = dict(n_fft=n_fft, hop_length=hop, n_mels=n_mels, fmax=fmax)
+            return tasks.vocoding(representation, sr=config.data.sample_rate, **sizes)
+
+
+def build_schedule(config: Config) -> "Schedule":
+    from jaxdiff import diffusion
+
+    match config.diffusion.schedule:
+        case Cosine():
+            return diffusion.Cosine()
+        case RectifiedFlow():
+            return diffusion.RectifiedFlow()
+        case LinearBeta(steps=steps, beta_min=low, beta_max=high):
+            return diffusion.LinearBeta(steps, low, high)
+
+
+def build_times(config: Config) -> "SampleTimes":
+    from jaxdiff import diffusion
+
+    d = config.diffusion
+    return diffusion.uniform_times if d.times == "uniform" else diffusion.logit_normal_times(d.times_mean, d.times_std)
+
+
+def build_weight(config: Config) -> "Callable | None":
+    from jaxdiff import diffusion
+
+    d = config.diffusion
+    if d.weight == "velocity" and d.prediction != "x0":
+        raise ConfigError(f"diffusion.weight velocity needs prediction x0, got {d.prediction}; use weight constant")
+    return None if d.weight == "constant" else diffusion.velocity_weight
+
+
+def build_sampler(name: str) -> "Sampler":
+    from jaxdiff import diffusion
+
+    samplers = {
+        "euler": diffusion.euler,
+        "heun": diffusion.heun,
+        "ddim": diffusion.ddim(),
+        "ancestral": diffusion.ancestral,
+    }
+    if name not in samplers:
+        raise ConfigError(f"sampler: expected one of {', '.join(samplers)}, got {name!r}")
+    return samplers[name]
+
+
+def build_optimizer(config: Config) -> "optax.GradientTransformation":
+    from jaxdiff import training
+
+    t = config.train
+    return training.make_optimizer(t.learning_rate, t.steps, warmup=t.warmup, weight_decay=t.weight_decay)

@@ -1,0 +1,245 @@
+"""From a trained run to sounds: `load(directory).generate(...)`.
+
+`make_generate` compiles condition, noise, the sampler's scan and decoding into one program. The pipeline runs it in
+chunks of fixed size; item i draws from `fold_in(key(seed), i)` alone, so it is the same sound in any batch.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array
+
+from jaxdiff import config as configuration
+from jaxdiff.config import Config, ConfigError
+from jaxdiff.data import open_corpus, read_audio
+from jaxdiff.data.pipeline import Batch
+from jaxdiff.diffusion import Prediction, Sampler, Schedule, classifier_free_guidance, denoiser, noise, time_grid
+from jaxdiff.features import Normalization, Representation, chain, normalize
+from jaxdiff.tasks import Task
+from jaxdiff.training import checkpoints
+
+MAX_CHUNK = 16
+
+
+class Model(NamedTuple):
+    """What a configuration builds for a given number of classes and normalisation."""
+
+    graphdef: nnx.GraphDef
+    representation: Representation
+    task: Task
+    schedule: Schedule
+    features: int
+
+
+def build_model(config: Config, num_classes: int, normalization: Normalization | None) -> Model:
+    """The objects of a configuration; the network is described, its parameters are not made."""
+    representation = configuration.build_representation(config)
+    if normalization is not None:
+        representation = chain(representation, normalize(normalization))
+    samples = configuration.crop_samples(config)
+    features = jax.eval_shape(representation.encode, jax.ShapeDtypeStruct((1, samples), jnp.float32)).shape[-1]
+    graphdef, _ = nnx.split(nnx.eval_shape(lambda: _network(config, features, num_classes, jax.random.key(0))))
+    task = configuration.build_task(config, representation, num_classes)
+    return Model(graphdef, representation, task, configuration.build_schedule(config), features)
+
+
+def _network(config: Config, features: int, num_classes: int, key: Array) -> nnx.Module:
+    return configuration.build_network(config, features, num_classes, nnx.Rngs(key))
+
+
+def init_params(config: Config, features: int, num_classes: int, key: Array) -> Any:
+    """Fresh network parameters as a nested dict."""
+    return nnx.to_pure_dict(nnx.split(_network(config, features, num_classes, key))[1])
+
+
+def abstract_params(config: Config, features: int, num_classes: int) -> Any:
+    """The shapes of `init_params`."""
+    network = nnx.eval_shape(lambda: _network(config, features, num_classes, jax.random.key(0)))
+    return nnx.to_pure_dict(nnx.split(network)[1])
+
+
+def make_generate(
+    graphdef: nnx.GraphDef,
+    representation: Representation,
+    task: Task,
+    schedule: Schedule,
+    *,
+    prediction: Prediction,
+    sampler: Sampler,
+    guided: bool = False,
+) -> Callable[[Any, Array, Batch, Array, Array], Array]:
+    """`generate(params, keys, batch, times, guidance) -> wave [batch, samples]`, one jitted program.
+
+    `keys` [batch] seed the items; `batch` gives labels or sounds to condition on and, by the shape of its wave, the
+    length; `times` is the sampler's grid. Without `guided` the guidance scale is not used and costs nothing.
+    """
+
+    def generate(params: Any, keys: Array, batch: Batch, times: Array, guidance: Array) -> Array:
+        network = nnx.merge(graphdef, params)
+        cond = task.condition(batch)
+        denoise = denoiser(network, schedule, prediction, cond)
+        if guided:
+            unconditional = denoiser(network, schedule, prediction, cond.without_label())
+            denoise = classifier_free_guidance(denoise, unconditional, guidance)
+        shape = jax.eval_shape(representation.encode, batch["wave"]).shape
+        x0 = sampler(denoise, schedule, noise(keys, shape), times, keys)
+        return representation.decode(x0)
+
+    return jax.jit(generate)
+
+
+class Pipeline:
+    """A trained model: configuration, class names, averaged weights.
+
+    Attributes: `config`, `classes`, `sample_rate` (Hz), `step` (training steps of the checkpoint), `fingerprint`
+    (sha256 that names its bytes), `warnings` (newer checkpoints passed over as damaged).
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        classes: tuple[str, ...],
+        params: Any,
+        normalization: Normalization | None,
+        *,
+        step: int,
+        fingerprint: str,
+        warnings: tuple[str, ...] = (),
+    ):
+        self.config, self.classes, self.params = config, classes, params
+        self.step, self.fingerprint, self.warnings = step, fingerprint, warnings
+        self.sample_rate = config.data.sample_rate
+        self.model = build_model(config, len(classes), normalization)
+        self._program = functools.lru_cache(maxsize=16)(self._make)
+
+    def _make(self, sampler: str, guided: bool) -> Callable:
+        m = self.model
+        return make_generate(
+            m.graphdef,
+            m.representation,
+            m.task,
+            m.schedule,
+            prediction=self.config.diffusion.prediction,
+            sampler=configuration.build_sampler(sampler),
+            guided=guided,
+        )
+
+    def generate(
+        self,
+        *,
+        count: int = 1,
+        seconds: float | None = None,
+        label: str | None = None,
+        seed: int = 0,
+        steps: int | None = None,
+        guidance: float | None = None,
+        sampler: str | None = None,
+        source: Path | None = None,
+    ) -> np.ndarray:
+        """`count` sounds [count, samples], float32, at `sample_rate`.
+
+        `label` None gives item i class i modulo the number of classes. None elsewhere means the configuration's value
+        (for `seconds`, the training crop). A vocoder is conditioned on the sounds of `source` (a file or folder; None:
+        the corpus it was trained on), item i on the i-th, in turn. Raises ConfigError for values that cannot be met.
+        """
+        sampling = self.config.sampling
+        steps = sampling.steps if steps is None else steps
+        guidance = sampling.guidance if guidance is None else guidance
+        seconds = self.config.data.seconds if seconds is None else seconds
+        if count < 1 or steps < 1 or not 0 < seconds <= 600:
+            raise ConfigError(
+                f"count {count} and steps {steps} must be at least 1 and seconds {seconds} in 0 to 600; change them"
+            )
+        hop = max(configuration.hop_length(self.config), getattr(self.config.task, "hop_length", 1))
+        wanted = max(1, round(seconds * self.sample_rate))
+        samples = math.ceil(wanted / hop) * hop
+        labels = np.array([self.label_index(label, i) for i in range(count)], np.int32)
+        waves = self._sources(source, count, samples)
+        program = self._program(sampler or sampling.sampler, guidance != 1.0 and len(self.classes) > 0)
+        times = time_grid(self.model.schedule, steps, sampling.spacing)
+        chunk = min(MAX_CHUNK, 1 << (count - 1).bit_length())
+        made = []
+        for first in range(0, count, chunk):
+            index = np.arange(first, first + chunk)
+            at = np.minimum(index, count - 1)  # the last chunk is filled up with copies
+            batch: Batch = {"wave": waves[at], "label": labels[at]}
+            keys = _item_keys(jax.random.key(seed), index)
+            made.append(np.asarray(program(self.params, keys, batch, times, jnp.float32(guidance))))
+        return np.concatenate(made)[:count, :wanted]
+
+    def label_index(self, label: str | None, item: int) -> int:
+        """The class index of an item; -1 when the model has no classes. Raises ConfigError for an unknown name."""
+        if label is None:
+            return item % len(self.classes) if self.classes else -1
+        if label not in self.classes:
+            known = f"one of {', '.join(self.classes)}" if self.classes else "none, this model has no classes"
+            raise ConfigError(f"label {label!r} is unknown; use {known}")
+        return self.classes.index(label)
+
+    def _sources(self, source: Path | None, count: int, samples: int) -> np.ndarray:
+        """What the items are conditioned on: silence for generation, sounds for a vocoder."""
+        waves = np.zeros((count, samples), np.float32)
+        if not isinstance(self.config.task, configuration.Vocoding):
+            if source is not None:
+                raise ConfigError("a source is for vocoders; this model generates from noise and a class alone")
+            return waves
+        paths, seconds = source_files(source, self.config), samples / self.sample_rate
+        for i in range(count):
+            path = paths[i % len(paths)]
+            y = read_audio(path, self.sample_rate, channels=self.config.data.channels, seconds=seconds)[:samples]
+            waves[i, : len(y)] = y
+        return waves
+
+
+@jax.jit
+def _item_keys(key: Array, index: Array) -> Array:
+    return jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
+
+
+def source_files(source: Path | None, config: Config) -> list[Path]:
+    """The sounds to condition on, sorted: one file, a folder's, or the training corpus's."""
+    if source is not None and Path(source).is_file():
+        return [Path(source)]
+    corpus = open_corpus(str(source) if source is not None else config.data.path)
+    return [r.path for r in corpus.recordings]
+
+
+def load(directory: str | Path) -> Pipeline:
+    """The newest undamaged checkpoint of a run, ready to make sounds; the run's folder is all it needs.
+
+    Raises CheckpointError when there is none.
+    """
+    directory = Path(directory) / "checkpoints"
+    step, problems = checkpoints.latest(directory)
+    meta = checkpoints.read_meta(directory, step)
+    config, classes = configuration.from_dict(meta["config"]), tuple(meta["classes"])
+    features = meta["features"]
+    like = {
+        "ema_params": abstract_params(config, features, len(classes)),
+        "normalization": abstract_normalization(config, features),
+    }
+    model = checkpoints.restore_model(directory, step, like)
+    return Pipeline(
+        config,
+        classes,
+        model["ema_params"],
+        model["normalization"],
+        step=step,
+        fingerprint=checkpoints.fingerprint(directory, step),
+        warnings=tuple(problems),
+    )
+
+
+def abstract_normalization(config: Config, features: int) -> Normalization | None:
+    """The shapes of the fitted normalisation, None when the configuration has none."""
+    if not config.normalize.enabled:
+        return None
+    vector = jax.ShapeDtypeStruct((features,), jnp.float32)
+    return Normalization(vector, vector)

@@ -1,0 +1,125 @@
+"""The training loop, top to bottom: take a batch, step, and now and then log, sample and save.
+
+The loop sees built objects only. Metrics stay on the device until they are logged, so the host runs ahead of it. SIGINT
+and SIGTERM end the loop after the current step: the state is saved before `train` returns.
+"""
+
+import contextlib
+import json
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from .state import TrainState
+
+
+class Hooks(NamedTuple):
+    """What the loop calls: `save(state)`, and `sample(state)` for pictures and sounds to look at."""
+
+    save: Callable[[TrainState], None]
+    sample: Callable[[TrainState], None]
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; the message says at which step and why."""
+
+
+def train(
+    train_step: Callable,
+    state: TrainState,
+    batches: Iterator[Any],
+    hooks: Hooks,
+    *,
+    steps: int,
+    seconds_per_step: float,
+    log_path: Path,
+    log_every: int = 20,
+    sample_every: int = 0,
+    save_every: int = 1000,
+) -> tuple[TrainState, int | None]:
+    """Train up to step `steps`; returns the last state, saved, and the signal that ended training early (or None).
+
+    `batches` yields device batches from `state.step` on; `seconds_per_step` is the audio in one. Intervals are in
+    steps, 0 means never. Raises TrainingError when the loss is not finite; the last saved state is then intact.
+    """
+    step, saved, window = int(state.step), None, []
+    with _signals() as caught, _progress(step, steps) as show, log_path.open("a", encoding="utf-8") as log:
+        begin = time.perf_counter()
+        while step < steps and not caught:
+            state, metrics = train_step(state, next(batches))
+            step += 1
+            window.append(metrics)
+            if step % log_every == 0 or step == steps:
+                values = _mean(window)
+                elapsed = time.perf_counter() - begin
+                rate = len(window) / elapsed
+                row = {"step": step, **values, "steps_per_s": rate, "audio_s_per_s": rate * seconds_per_step}
+                log.write(json.dumps(row) + "\n")
+                log.flush()
+                show(step, row)
+                if not math.isfinite(values["loss"]):
+                    raise TrainingError(
+                        f"the loss is {values['loss']} at step {step}; lower train.learning_rate and run again, "
+                        f"training resumes from the last checkpoint"
+                    )
+                window, begin = [], time.perf_counter()
+            if sample_every and step % sample_every == 0:
+                hooks.sample(state)
+                begin = time.perf_counter() - (0 if not window else time.perf_counter() - begin)
+            if save_every and step % save_every == 0:
+                hooks.save(state)
+                saved = step
+        if saved != step:
+            hooks.save(state)
+    return state, caught[0] if caught else None
+
+
+def _mean(window: list[dict[str, Any]]) -> dict[str, float]:
+    window = jax.device_get(window)
+    return {name: float(sum(m[name] for m in window) / len(window)) for name in window[0]}
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM instead of dying; a second SIGINT interrupts as usual."""
+    caught: list[int] = []
+
+    def note(number: int, _frame) -> None:
+        caught.append(number)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    before = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _progress(step: int, steps: int) -> Iterator[Callable[[int, dict[str, float]], None]]:
+    """A progress bar on a terminal; elsewhere a line for every tenth of the run."""
+    console = Console(stderr=True)
+    columns = (TextColumn("step {task.completed:.0f}/{task.total:.0f}"), BarColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as progress:
+        bar = progress.add_task("compiling", total=steps, completed=step)
+        shown, begin = step, (time.perf_counter(), step)
+
+        def show(step: int, row: dict[str, float]) -> None:
+            nonlocal shown
+            text = f"loss {row['loss']:.4f}  {row['steps_per_s']:.2f} steps/s  {row['audio_s_per_s']:.1f} audio-s/s"
+            progress.update(bar, completed=step, description=text)
+            if not console.is_terminal and (step - shown >= steps / 10 or step == steps):
+                rate = (step - begin[1]) / max(time.perf_counter() - begin[0], 1e-9)
+                left = (steps - step) / max(rate, 1e-9)
+                console.print(f"step {step}/{steps}  {text}  {left:.0f} s left", highlight=False, soft_wrap=True)
+                shown = step
+
+        yield show

@@ -1,0 +1,65 @@
+"""One compiled program from raw waveform to updated weights.
+
+wave -> features -> noise -> network -> loss -> gradient -> optax -> average of the weights
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jaxtyping import Array
+
+from jaxdiff.diffusion import Prediction, Schedule, diffusion_loss, uniform_times
+from jaxdiff.diffusion.objectives import SampleTimes
+from jaxdiff.tasks import Task
+
+from .state import TrainState
+
+
+def make_optimizer(
+    learning_rate: float, steps: int, *, warmup: int = 500, weight_decay: float = 0.01, b2: float = 0.99
+) -> optax.GradientTransformation:
+    """AdamW, norm of the gradient clipped to 1, linear warm-up and cosine decay to zero over `steps`."""
+    warmup = min(warmup, steps // 2)
+    rate = optax.warmup_cosine_decay_schedule(learning_rate / max(1, warmup), learning_rate, warmup, max(1, steps))
+    return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, b2=b2, weight_decay=weight_decay))
+
+
+def make_train_step(
+    graphdef: nnx.GraphDef,
+    task: Task,
+    schedule: Schedule,
+    optimizer: optax.GradientTransformation,
+    *,
+    prediction: Prediction = "flow",
+    sample_t: SampleTimes = uniform_times,
+    weight: Callable[[Array], Array] | None = None,
+    ema_decay: float = 0.999,
+) -> Callable[[TrainState, dict[str, Any]], tuple[TrainState, dict[str, Array]]]:
+    """`train_step(state, batch) -> (state, metrics)`, jitted; the state passed in is donated.
+
+    The average of the weights follows faster at first, with decay min(ema_decay, (1 + step) / (10 + step)).
+    """
+
+    def train_step(state: TrainState, batch: dict[str, Any]) -> tuple[TrainState, dict[str, Array]]:
+        example_key, loss_key, network_key = jax.random.split(jax.random.fold_in(state.key, state.step), 3)
+        example = task.example(batch, example_key)
+
+        def loss(params):
+            network = functools.partial(nnx.merge(graphdef, params), rngs=nnx.Rngs(network_key))
+            options = dict(prediction=prediction, sample_t=sample_t, weight=weight)
+            return diffusion_loss(network, schedule, example.x0, example.cond, loss_key, **options)
+
+        (_, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(state.params)
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
+        ema_params = optax.incremental_update(params, state.ema_params, 1 - decay)
+        metrics["gradient_norm"] = optax.global_norm(gradient)
+        return TrainState(state.step + 1, params, ema_params, opt_state, state.key), metrics
+
+    return jax.jit(train_step, donate_argnums=0)
