@@ -46,7 +46,7 @@ def slope(steps, errors) -> float:
 
 
 def max_relative(a, b) -> float:
-    """The largest |a - b| over the largest |b|; b is the reference, and shapes must be equal. NaN is infinitely wrong."""
+    """The largest |a - b| over the largest |b|; b is the reference, of equal shape. NaN is infinitely wrong."""
     a, b = np.asarray(a), np.asarray(b)
     if a.shape != b.shape:
         raise ValueError(f"shapes differ: {a.shape} against the reference's {b.shape}")

@@ -1,4 +1,4 @@
-"""Schedules, predictions, loss and samplers against closed forms: exact denoisers, moments and orders of convergence."""
+"""Schedules, predictions, loss and samplers against closed forms: exact denoisers, moments, orders of convergence."""
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +40,7 @@ each_prediction = pytest.mark.parametrize("prediction", PREDICTIONS)
 # --- schedules ---
 
 
-@pytest.mark.parametrize("steps, beta_max", [(50, 0.05), (1000, 0.02)])
+@pytest.mark.parametrize(("steps", "beta_max"), [(50, 0.05), (1000, 0.02)])
 def test_linear_beta_is_the_product_of_the_chain(steps, beta_max):
     exact = np.cumprod(1 - np.linspace(1e-4, beta_max, steps))
     schedule, t = LinearBeta(steps, 1e-4, beta_max), np.arange(1, steps + 1) / steps
@@ -67,7 +67,9 @@ def test_schedule_endpoints_are_exact(schedule):
 def test_schedule_loses_signal_and_gains_noise(schedule):
     t = jnp.linspace(0, 1, 257)
     alpha, sigma = schedule.alpha(t), schedule.sigma(t)
-    assert (np.diff(alpha) < 0).all() and (np.diff(sigma) > 0).all() and (np.diff(logsnr(schedule, t)) < 0).all()
+    assert (np.diff(alpha) < 0).all()
+    assert (np.diff(sigma) > 0).all()
+    assert (np.diff(logsnr(schedule, t)) < 0).all()
     total = alpha + sigma if isinstance(schedule, RectifiedFlow) else alpha**2 + sigma**2
     assert np.abs(total - 1).max() <= 3e-7
 
@@ -78,9 +80,20 @@ def test_logsnr_in_closed_form():
     assert np.abs(logsnr(RectifiedFlow(), jnp.asarray(t)) - 2 * np.log((1 - t) / t)).max() <= 2e-6
 
 
+@each_schedule
+def test_schedule_is_finite_with_finite_gradients_near_the_data(schedule):
+    """Also between 0 and the first step of a chain, where training draws times too."""
+    t = jnp.geomspace(1e-6, 0.05, 200)
+    assert ((schedule.alpha(t) <= 1) & (schedule.sigma(t) > 0)).all()
+    for level in (schedule.alpha, schedule.sigma):
+        assert np.isfinite(jax.jit(jax.vmap(jax.grad(level)))(t)).all()
+
+
 def test_schedules_compare_by_value():
-    assert LinearBeta() == LinearBeta(50, 1e-4, 0.05) and hash(LinearBeta()) == hash(LinearBeta(50, 1e-4, 0.05))
-    assert LinearBeta() != LinearBeta(50, 1e-4, 0.02) and Cosine() != RectifiedFlow()
+    assert LinearBeta() == LinearBeta(50, 1e-4, 0.05)
+    assert hash(LinearBeta()) == hash(LinearBeta(50, 1e-4, 0.05))
+    assert LinearBeta() != LinearBeta(50, 1e-4, 0.02)
+    assert Cosine() != RectifiedFlow()
 
 
 def test_time_grid():
@@ -103,7 +116,9 @@ def test_prediction_round_trip(schedule, prediction):
     output = target(prediction, schedule, t, x0, eps)
     x0_hat = to_x0(prediction, schedule, t, x_t, output)
     eps_hat = to_eps(schedule, t, x_t, x0)
-    assert np.isfinite(output).all() and np.isfinite(x0_hat).all() and np.isfinite(eps_hat).all()
+    assert np.isfinite(output).all()
+    assert np.isfinite(x0_hat).all()
+    assert np.isfinite(eps_hat).all()
     # eps says nothing of x0 where alpha is 0, and x_t nothing of eps where sigma is 0: there the answer is 0.
     known = np.asarray(alpha > 0) | (prediction != "eps")
     assert np.abs(x0_hat - np.where(known, x0, 0)).max() <= 3e-5 / (0.15 if prediction == "eps" else 1)
@@ -173,7 +188,9 @@ def test_loss_of_a_wrong_network_is_larger():
 
 def test_loss_gives_the_network_its_condition():
     seen = []
-    diffusion_loss(lambda x, t, cond: seen.append((x.shape, t.shape, cond)) or x, Cosine(), jnp.ones((3, 4, 2)), "c", KEY)
+    diffusion_loss(
+        lambda x, t, cond: seen.append((x.shape, t.shape, cond)) or x, Cosine(), jnp.ones((3, 4, 2)), "c", KEY
+    )
     assert seen == [((3, 4, 2), (3,), "c")]
 
 
@@ -181,9 +198,12 @@ def test_loss_gives_the_network_its_condition():
 def test_uniform_times_fall_one_in_each_slice(batch):
     for seed in range(5):
         t = np.sort(uniform_times(jax.random.key(seed), batch))
-        assert (0 <= t).all() and (t < 1).all()
+        assert (t >= 0).all()
+        assert (t < 1).all()
         offset = t * batch - np.arange(batch)
-        assert np.ptp(offset) <= 1e-4 * batch and 0 <= offset.min() and offset.max() <= 1
+        assert np.ptp(offset) <= 1e-4 * batch
+        assert offset.min() >= 0
+        assert offset.max() <= 1
 
 
 def test_uniform_times_are_uniform():
@@ -191,7 +211,7 @@ def test_uniform_times_are_uniform():
     assert np.abs(np.histogram(t, 8, (0, 1))[0] / len(t) - 1 / 8).max() <= 0.03
 
 
-@pytest.mark.parametrize("mean, std", [(0.0, 1.0), (0.8, 0.5), (-1.2, 1.7)])
+@pytest.mark.parametrize(("mean", "std"), [(0.0, 1.0), (0.8, 0.5), (-1.2, 1.7)])
 def test_logit_normal_quantiles(mean, std):
     t = np.asarray(logit_normal_times(mean, std)(KEY, 4096), np.float64)
     for q in (0.05, 0.25, 0.5, 0.75, 0.95):
@@ -201,7 +221,7 @@ def test_logit_normal_quantiles(mean, std):
 # --- samplers ---
 #
 # With the exact denoiser of N(mean, std^2) the solution of the probability-flow ODE is known: x_t keeps its quantile,
-# (x_t - alpha mean) / sqrt(alpha^2 std^2 + sigma^2) is constant. Samplers are affine in x, so two points say everything.
+# (x_t - alpha mean) / sqrt(alpha^2 std^2 + sigma^2) is constant.
 
 
 def flow_solution(schedule, x_T):
@@ -209,19 +229,21 @@ def flow_solution(schedule, x_T):
     return MEAN + STD * (np.asarray(x_T, np.float64) - alpha * MEAN) / np.sqrt(alpha**2 * STD**2 + sigma**2)
 
 
-def sample(sampler, schedule, steps, x_T, key=KEY):
+def sample(sampler, schedule, steps, x_T, key=KEY, spacing="uniform"):
     exact = gaussian_denoiser(schedule, MEAN, STD)
-    return jax.jit(lambda x, k: sampler(exact, schedule, x, time_grid(schedule, steps), k))(x_T, key)
+    return jax.jit(lambda x, k: sampler(exact, schedule, x, time_grid(schedule, steps, spacing), k))(x_T, key)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES[:3], ids=["cosine", "flow", "diffwave"])
-@pytest.mark.parametrize("sampler, order", [(euler, 1), (ddim(0.0), 1), (heun, 2)], ids=["euler", "ddim", "heun"])
+@pytest.mark.parametrize(("sampler", "order"), [(euler, 1), (ddim(0.0), 1), (heun, 2)], ids=["euler", "ddim", "heun"])
 def test_order_of_convergence(schedule, sampler, order):
     x_T, steps = jnp.array([[[-1.5], [0.4], [2.0]]]), [16, 32, 64]
     exact = flow_solution(schedule, x_T)
-    errors = [np.abs(sample(sampler, schedule, n, x_T) - exact).max() for n in steps]
+    # Near the data LinearBeta's sigma is like sqrt(t): order 2 needs a grid that is even in sqrt(t).
+    spacing = "quadratic" if isinstance(schedule, LinearBeta) else "uniform"
+    errors = [np.abs(sample(sampler, schedule, n, x_T, spacing=spacing) - exact).max() for n in steps]
     assert slope(steps, errors) == pytest.approx(order, abs=0.25)
-    assert errors[-1] <= (0.02 if order == 1 else 2e-3)
+    assert errors[-1] <= (0.03 if order == 1 else 2e-3)
 
 
 @each_schedule
@@ -233,7 +255,8 @@ def test_euler_is_deterministic_ddim(schedule):
 def test_ancestral_is_ddim_with_eta_one():
     x_T = jax.random.normal(KEY, (2, 8, 1))
     ours, same = sample(ancestral, Cosine(), 6, x_T), sample(ddim(1.0), Cosine(), 6, x_T)
-    assert (ours == same).all() and not (ours == sample(ddim(0.5), Cosine(), 6, x_T)).any()
+    assert (ours == same).all()
+    assert not (ours == sample(ddim(0.5), Cosine(), 6, x_T)).any()
 
 
 def moments(schedule, eta, steps):
@@ -315,7 +338,8 @@ def test_steps_draw_fresh_noise():
 def test_noise_is_standard_normal():
     for key in (KEY, jax.random.split(KEY, 40)):
         x = np.asarray(noise(key, (40, 1000)))
-        assert abs(x.mean()) <= 0.02 and x.std() == pytest.approx(1, abs=0.02)
+        assert abs(x.mean()) <= 0.02
+        assert x.std() == pytest.approx(1, abs=0.02)
 
 
 # --- guidance ---

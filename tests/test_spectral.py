@@ -44,7 +44,7 @@ def waves(*shape: int, seed: int = 0) -> np.ndarray:
 def test_error_measure_sees_errors():
     reference = np.array([[0.0, 4.0], [-8.0, 1.0]])
     assert max_relative(reference, reference) == 0
-    assert max_relative(reference + [[0, 0], [0, -2]], reference) == 0.25
+    assert max_relative(np.array([[0.0, 4.0], [-8.0, -1.0]]), reference) == 0.25
     assert not max_relative(-reference, reference) < 1
     assert not max_relative(np.where(reference == 4, np.nan, reference), reference) < 1e9
     with pytest.raises(ValueError, match="shapes differ"):
@@ -53,7 +53,7 @@ def test_error_measure_sees_errors():
 
 @pytest.mark.parametrize("sizes", SIZES)
 @pytest.mark.parametrize(
-    "center, pad_mode", [(True, "constant"), (True, "reflect"), (True, "edge"), (False, "constant")]
+    ("center", "pad_mode"), [(True, "constant"), (True, "reflect"), (True, "edge"), (False, "constant")]
 )
 def test_stft_equals_librosa(sizes, center, pad_mode):
     n_fft, hop_length, win_length = sizes
@@ -97,7 +97,7 @@ def test_jit_and_vmap_equal_plain():
     assert max_relative(jax.vmap(mel)(y), mel(y)) <= 1e-6
 
 
-@pytest.mark.parametrize("n_fft, hop_length, win_length", [SIZES[i] for i in (0, 3, 5, 7, 8)])
+@pytest.mark.parametrize(("n_fft", "hop_length", "win_length"), [SIZES[i] for i in (0, 3, 5, 7, 8)])
 @pytest.mark.parametrize("center", [True, False])
 @pytest.mark.parametrize("length", [None, 1900, 700])
 def test_istft_equals_librosa(n_fft, hop_length, win_length, center, length):
@@ -113,7 +113,7 @@ def test_istft_equals_librosa(n_fft, hop_length, win_length, center, length):
     assert not ours[(X.shape[-1] - 1) * (hop_length or win_length // 4) + n_fft :].any()
 
 
-@pytest.mark.parametrize("n_fft, hop_length, win_length", [(512, 128, None), (512, 100, 400), (513, 97, 300)])
+@pytest.mark.parametrize(("n_fft", "hop_length", "win_length"), [(512, 128, None), (512, 100, 400), (513, 97, 300)])
 @pytest.mark.parametrize("lead", [(), (3,), (2, 3)])
 def test_istft_inverts_stft(n_fft, hop_length, win_length, lead):
     y = waves(*lead, 1511)
@@ -124,7 +124,7 @@ def test_istft_inverts_stft(n_fft, hop_length, win_length, lead):
 
 
 @pytest.mark.parametrize(
-    "n_fft, n_mels, fmin, fmax", [(512, 40, 0.0, None), (1024, 80, 50.0, 7600.0), (2048, 128, 0.0, None)]
+    ("n_fft", "n_mels", "fmin", "fmax"), [(512, 40, 0.0, None), (1024, 80, 50.0, 7600.0), (2048, 128, 0.0, None)]
 )
 @pytest.mark.parametrize("htk", [False, True])
 @pytest.mark.parametrize("norm", ["slaney", None])
@@ -142,7 +142,7 @@ def test_mel_scale_equals_librosa(htk):
 
 
 @pytest.mark.parametrize(
-    "n_fft, hop_length, win_length", [(512, 100, 400), (513, 128, None), (512, 200, 301), (512, None, None)]
+    ("n_fft", "hop_length", "win_length"), [(512, 100, 400), (513, 128, None), (512, 200, 301), (512, None, None)]
 )
 @pytest.mark.parametrize("power", [1.0, 2.0, 1.5])
 @pytest.mark.parametrize("pad_mode", ["constant", "reflect"])
@@ -163,7 +163,7 @@ def test_melspectrogram_passes_band_and_norm():
 
 
 @pytest.mark.parametrize("ref", [1.0, 0.01, -3.0])
-@pytest.mark.parametrize("amin, top_db", [(1e-10, 80.0), (1e-3, None), (1e-10, 10.0), (1e-10, None)])
+@pytest.mark.parametrize(("amin", "top_db"), [(1e-10, 80.0), (1e-3, None), (1e-10, 10.0), (1e-10, None)])
 def test_power_to_db_equals_librosa(ref, amin, top_db):
     S = waves(20, 30) ** 2 * np.logspace(-12, 2, 30, dtype=np.float32)
     ours = power_to_db(jnp.asarray(S), ref=ref, amin=amin, top_db=top_db)

@@ -65,7 +65,8 @@ class LinearBeta:
 
     def _log_alpha(self, t: Array) -> Array:
         t = jnp.asarray(t)
-        return t * jnp.polyval(jnp.asarray(_log_alpha_over_t(self), t.dtype), t)
+        # Before the first step a straight line: there the polynomial may rise above 0, which is alpha > 1.
+        return t * jnp.polyval(jnp.asarray(_log_alpha_over_t(self), t.dtype), jnp.maximum(t, 1 / self.steps))
 
 
 @functools.cache

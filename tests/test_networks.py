@@ -1,0 +1,345 @@
+"""Networks against an independent re-implementation, exact sizes and reach, and the independence of batch items."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from oracles import max_relative
+from scipy.signal import convolve2d
+
+from jaxdiff.networks import Condition, Transformer, WaveNet, count_params
+from jaxdiff.networks.layers import LabelEmbedding, scan_layers
+from jaxdiff.networks.transformer import rope
+from jaxdiff.networks.wavenet import Upsampler
+
+
+RBG = jax.random.key(0, impl="rbg")  # compiles faster than the default generator
+
+
+def normal(seed: int, *shape: int):
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+def randomised(make, seed: int = 7, scale: float = 0.3) -> nnx.Module:
+    """The network that `make` describes, every parameter N(0, scale^2): none is zero or one, so none is hidden."""
+    graphdef, shapes = nnx.split(nnx.eval_shape(make))
+    rng = np.random.default_rng(seed)
+    draw = lambda leaf: jnp.asarray(scale * rng.standard_normal(leaf.shape), leaf.dtype)  # noqa: E731
+    return nnx.merge(graphdef, jax.tree.map(draw, shapes))
+
+
+def as_initialised(make) -> nnx.Module:
+    """What `make` makes, under jit: one program instead of hundreds of small ones."""
+    graphdef = nnx.split(nnx.eval_shape(make))[0]
+    return nnx.merge(graphdef, jax.jit(lambda: nnx.split(make())[1])())
+
+
+def small_wavenet(**options) -> WaveNet:
+    sizes = dict(channels=6, layers=4, dilation_cycle=2, embedding=8)
+    return randomised(lambda: WaveNet(2, **{**sizes, **options}, rngs=nnx.Rngs(0)))
+
+
+def small_transformer(**options) -> Transformer:
+    return randomised(lambda: Transformer(2, **{**dict(width=16, depth=2, heads=2), **options}, rngs=nnx.Rngs(0)))
+
+
+each_network = pytest.mark.parametrize("make", [small_wavenet, small_transformer], ids=["wavenet", "transformer"])
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _apply(graphdef, params, args, keys):
+    rngs = None if keys is None else nnx.Rngs(**{name: jax.random.key(seed) for name, seed in keys.items()})
+    return nnx.merge(graphdef, params)(*args, **({} if keys is None else {"rngs": rngs}))
+
+
+def call(network, *args, keys=None):
+    """The network's output, compiled once per structure and shape; `keys` are named seeds for its dropout."""
+    return _apply(*nnx.split(network), args, keys)
+
+
+# --- WaveNet ---
+
+
+@pytest.mark.parametrize(("authors_form", "count"), [(False, 2_619_971), (True, 2_637_305)])
+def test_wavenet_base_has_the_papers_size(authors_form, count):
+    make = lambda: WaveNet(  # noqa: E731
+        1, condition_features=80, condition_hop=256, authors_form=authors_form, rngs=nnx.Rngs(0)
+    )
+    params = nnx.eval_shape(make)
+    assert count_params(nnx.split(params)[1]) == count
+    assert params.receptive_field == 6139  # 1 + 2 * 3 * (1 + 2 + ... + 512)
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def leaky(x):
+    return np.where(x > 0, x, 0.4 * x)
+
+
+def transposed(x, kernel, stride):
+    """Transposed 2-D convolution [frames, channels] with padding (stride / 2, 1): zeros between frames, full kernel."""
+    stuffed = np.zeros(((len(x) - 1) * stride + 1, x.shape[1]))
+    stuffed[::stride] = x
+    full = convolve2d(stuffed, kernel.T)  # kernel is [channel taps, time taps]
+    return full[stride // 2 : stride // 2 + len(x) * stride, 1:-1]
+
+
+def upsampled(upsampler, frames, layer=...):
+    get = lambda p: np.asarray(p[...], np.float64)[layer]  # noqa: E731
+    for i, stride in enumerate(upsampler.strides):
+        kernel = get(upsampler.kernels[i])
+        if upsampler.gains is not None:
+            kernel = kernel * get(upsampler.gains)[i] / np.sqrt((kernel**2).sum())
+        frames = leaky(transposed(frames, kernel, stride) + get(upsampler.biases)[i])
+    return frames
+
+
+def diffwave(network, x, t, frames=None, label=None):
+    """DiffWave's figure 2 for one item [frames, features], in float64 numpy loops over layers, time and taps."""
+
+    def weights(p, layer=...):
+        kernel = np.asarray(p.kernel[...], np.float64)[layer]
+        gain = getattr(p, "gain", None)
+        if gain is not None:
+            kernel = kernel / np.sqrt((kernel**2).sum(0)) * np.asarray(gain[...], np.float64)[layer]
+        return kernel, np.asarray(p.bias[...], np.float64)[layer]
+
+    def affine(p, x, layer=...):
+        kernel, bias = weights(p, layer)
+        return x @ kernel + bias
+
+    silu = lambda x: x * sigmoid(x)  # noqa: E731
+    table = (10.0 ** (np.arange(64, dtype=np.float32) * 4.0 / 63.0)).astype(np.float64)  # float32, as DiffWave's
+    angle = (np.float64(t) * network.diffusion_steps - 1) * table
+    e = np.concatenate([np.sin(angle), np.cos(angle)])
+    e = silu(affine(network.step_2, silu(affine(network.step_1, e))))
+    if network.label is not None:
+        e = e + np.asarray(network.label.table[...])[network.label.num_classes if label is None else label]
+    h, total = np.maximum(affine(network.input, x), 0), 0
+    channels = h.shape[1]
+    for i, dilation in enumerate(network.dilations):
+        y = h + affine(network.layers.step, e, i)
+        kernel, bias = weights(network.layers.dilated, i)
+        z = np.tile(bias, (len(h), 1))
+        for n in range(len(h)):
+            for tap in range(3):
+                m = n + (tap - 1) * dilation
+                if 0 <= m < len(h):
+                    z[n] += y[m] @ kernel[tap * channels : (tap + 1) * channels]
+        if frames is not None:
+            own = network.layers.upsample
+            c = upsampled(own, frames, i) if own is not None else frames
+            c = upsampled(network.upsample, frames) if network.upsample is not None else c
+            z = z + affine(network.layers.condition, c, i)
+        o = affine(network.layers.output, sigmoid(z[:, :channels]) * np.tanh(z[:, channels:]), i)
+        h, total = (h + o[:, :channels]) / np.sqrt(2), total + o[:, channels:]
+    skip = np.maximum(affine(network.skip, total / np.sqrt(len(network.dilations))), 0)
+    return affine(network.output, skip)
+
+
+@pytest.mark.parametrize("condition_hop", [0, 1, 16])
+@pytest.mark.parametrize("authors_form", [False, True])
+def test_wavenet_equals_diffwaves_equations(condition_hop, authors_form):
+    condition = dict(condition_features=3, condition_hop=condition_hop) if condition_hop else {}
+    options = dict(dilation_cycle=3, authors_form=authors_form, num_classes=2, diffusion_steps=64)
+    network = small_wavenet(**options, **condition)
+    x, t, label = normal(1, 2, 32, 2), jnp.array([2 / 64, 5 / 64]), jnp.array([1, 0])  # steps 1 and 4, without rounding
+    frames = normal(2, 2, 32 // condition_hop, 3) if condition_hop else None
+    ours = call(network, x, t, Condition(label, frames))
+    unknown = call(network, x, t, Condition(None, frames))
+    for i in range(2):
+        item = None if frames is None else np.asarray(frames[i], np.float64)
+        expected = diffwave(network, np.asarray(x[i], np.float64), t[i], item, int(label[i]))
+        assert max_relative(ours[i], expected) <= 1e-5
+        assert max_relative(unknown[i], diffwave(network, np.asarray(x[i], np.float64), t[i], item)) <= 1e-5
+        assert max_relative(unknown[i], expected) > 1e-2
+
+
+def test_wavenet_starts_at_zero():
+    make = lambda: WaveNet(2, channels=4, layers=2, dilation_cycle=2, embedding=8, rngs=nnx.Rngs(RBG))  # noqa: E731
+    network, x, t = as_initialised(make), normal(1, 1, 9, 2), jnp.array([0.3])
+    assert not call(network, x, t).any()
+    assert call(randomised(make), x, t).any()
+    assert not (network.layers.dilated.kernel[...][0] == network.layers.dilated.kernel[...][1]).any()
+    scale = np.std(network.layers.dilated.kernel[...]) / np.sqrt(2 / 12)  # He: variance 2 over 3 taps of 4 channels
+    assert scale == pytest.approx(1, abs=0.2)
+
+
+@pytest.mark.parametrize(("layers", "cycle", "expected"), [(3, 3, 15), (4, 2, 13), (1, 1, 3)])
+def test_receptive_field_is_exact(layers, cycle, expected):
+    network = small_wavenet(layers=layers, dilation_cycle=cycle)
+    x, t, middle = normal(1, 16, 41, 2), jnp.full(16, 0.5), 20
+    gradient = jax.jit(jax.grad(lambda x: (network(x, t)[:, middle] ** 2).sum()))(x)
+    moved = call(network, x.at[:, middle].add(3.0), t) - call(network, x, t)
+    assert network.receptive_field == expected
+    for change in (gradient, moved):
+        touched = np.flatnonzero(np.abs(change).max((0, 2)))
+        assert (touched[0], touched[-1]) == (middle - expected // 2, middle + expected // 2)
+
+
+def test_scan_equals_unrolled_layers():
+    network = small_wavenet(layers=3)
+    graphdef, params = nnx.split(network.layers)
+    h, e, reach = normal(1, 2, 20, 6), normal(2, 2, 8), 2
+    carried, skips = jax.jit(
+        lambda params, h: scan_layers(
+            nnx.merge(graphdef, params),
+            lambda layer, h, d: layer(h, e, None, d, reach),
+            h,
+            jnp.asarray(network.dilations),
+        )
+    )(params, h)
+    for i, dilation in enumerate(network.dilations):
+        layer = nnx.merge(graphdef, jax.tree.map(lambda p, i=i: p[i], params))
+        h, skip = call(layer, h, e, None, jnp.asarray(dilation), reach)
+        assert max_relative(skips[i], skip) <= 1e-5
+    assert max_relative(carried, h) <= 1e-5
+
+
+@pytest.mark.parametrize("hop", [16, 64, 256, 512])
+@pytest.mark.parametrize("weight_norm", [False, True])
+def test_upsampler_is_two_transposed_convolutions(hop, weight_norm):
+    upsampler = randomised(lambda: Upsampler(hop, weight_norm=weight_norm, rngs=nnx.Rngs(0)))
+    frames = normal(1, 2, 5, 4)
+    ours = call(upsampler, frames)
+    assert np.prod(upsampler.strides) == hop
+    for i in range(2):
+        assert max_relative(ours[i], upsampled(upsampler, np.asarray(frames[i], np.float64))) <= 1e-5
+
+
+def test_unknown_hop_is_refused():
+    with pytest.raises(ValueError, match=r"condition_hop 100 has no upsampler; use 1 .* or one of .*256"):
+        WaveNet(1, condition_features=4, condition_hop=100, rngs=nnx.Rngs(0))
+
+
+# --- transformer ---
+
+
+def test_blocks_begin_as_the_identity():
+    make = lambda: Transformer(2, width=16, depth=2, heads=2, rngs=nnx.Rngs(RBG))  # noqa: E731
+    h, c, network = normal(1, 2, 9, 16), normal(2, 2, 16), as_initialised(make)
+
+    @jax.jit
+    def through(params):
+        blocks = nnx.merge(nnx.split(network.blocks)[0], params)
+        return scan_layers(blocks, lambda b, h, _: (b(h, c, None), None), h)[0]
+
+    assert (through(nnx.split(network.blocks)[1]) == h).all()
+    assert max_relative(through(nnx.split(randomised(make).blocks)[1]), h) > 0.1
+    x, t = normal(3, 2, 9, 2), jnp.array([0.1, 0.7])
+    assert not call(network, x, t).any()
+    assert call(network, x, t).shape == x.shape
+
+
+def test_rope_sees_relative_positions_only():
+    """One query and one key at all frames: the rotated product depends on the difference of the frames alone."""
+    q, k = (jnp.broadcast_to(normal(s, 8), (1, 12, 1, 8)) for s in (1, 2))
+    products = np.einsum("mc,nc->mn", rope(q)[0, :, 0], rope(k)[0, :, 0])
+    for lag in range(-11, 12):
+        diagonal = np.diagonal(products, lag)
+        assert np.abs(diagonal - diagonal[0]).max() <= 2e-5
+    assert np.ptp(products[0]) > 0.1
+    assert max_relative(jnp.linalg.norm(rope(q), axis=-1), jnp.linalg.norm(q, axis=-1)) <= 1e-6
+
+
+def test_rope_in_complex_numbers():
+    x = normal(1, 2, 7, 3, 8)
+    turn = np.exp(1j * np.arange(7)[:, None] * 10000.0 ** (-2 * np.arange(4) / 8))[:, None]
+    z = (np.asarray(x[..., :4]) + 1j * np.asarray(x[..., 4:])) * turn
+    assert max_relative(rope(x), np.concatenate([z.real, z.imag], axis=-1)) <= 1e-6
+
+
+def test_transformer_sees_order_and_the_whole_input():
+    network, t = small_transformer(), jnp.array([0.4])
+    x = normal(1, 1, 12, 2)
+    out = call(network, x, t)
+    moved = np.abs(call(network, x.at[0, 11].add(1.0), t) - out)[0].max(-1)
+    assert (moved > 0).all()
+    assert network.receptive_field is None
+    assert max_relative(call(network, x[:, ::-1], t)[:, ::-1], out) > 1e-3
+
+
+def test_odd_head_width_is_refused():
+    with pytest.raises(ValueError, match=r"width 30 must be a multiple of 2 \* heads = 8"):
+        Transformer(2, width=30, heads=4, rngs=nnx.Rngs(0))
+
+
+def test_transformer_dropout_only_in_training():
+    network, x, t = small_transformer(dropout=0.5), normal(1, 2, 9, 2), jnp.array([0.1, 0.7])
+    train = lambda seed: call(network, x, t, keys={"dropout": seed})  # noqa: E731
+    still = call(network, x, t)
+    assert (still == call(small_transformer(), x, t)).all()
+    assert (train(0) == train(0)).all()
+    assert max_relative(train(0), still) > 1e-2
+    assert max_relative(train(0), train(1)) > 1e-2
+
+
+# --- both ---
+
+
+@each_network
+def test_batch_items_do_not_meet(make):
+    network = make(condition_features=3, num_classes=4)
+    x, t, frames = normal(1, 3, 10, 2), jnp.array([0.1, 0.5, 0.9]), normal(2, 3, 10, 3)
+    cond = Condition(jnp.array([0, 3, 1]), frames)
+    out = call(network, x, t, cond)
+    other = call(network, x.at[1].add(5.0), t.at[1].set(0.2), Condition(jnp.array([0, 2, 1]), frames.at[1].add(1.0)))
+    assert max_relative(other[::2], out[::2]) <= 1e-6
+    assert max_relative(other[1], out[1]) > 1e-2
+    alone = call(network, x[1:2], t[1:2], Condition(cond.label[1:2], frames[1:2]))
+    assert max_relative(alone, out[1:2]) <= 1e-5
+
+
+@each_network
+def test_time_label_and_condition_matter(make):
+    network = make(condition_features=3, num_classes=4)
+    x, t, cond = normal(1, 1, 10, 2), jnp.array([0.1]), Condition(jnp.array([0]), normal(2, 1, 10, 3))
+    out = call(network, x, t, cond)
+    assert max_relative(call(network, x, t + 0.1, cond), out) > 1e-3
+    assert max_relative(call(network, x, t, cond._replace(label=jnp.array([1]))), out) > 1e-3
+    assert max_relative(call(network, x, t, cond._replace(frames=-cond.frames)), out) > 1e-3
+    assert max_relative(call(network, x, t, cond.without_label()), out) > 1e-3
+
+
+@each_network
+def test_gradients_are_finite_float32_with_and_without_remat(make):
+    x, t, cond = normal(1, 2, 10, 2), jnp.array([0.0, 1.0]), Condition(jnp.array([0, 3]), normal(2, 2, 10, 3))
+
+    def gradient(remat):
+        graphdef, params = nnx.split(make(condition_features=3, num_classes=4, remat=remat))
+        return jax.jit(jax.grad(lambda params: (nnx.merge(graphdef, params)(x, t, cond) ** 2).mean()))(params)
+
+    kept, recomputed = jax.tree.leaves_with_path(gradient(False)), jax.tree.leaves(gradient(True))
+    for (path, leaf), again in zip(kept, recomputed, strict=True):
+        assert leaf.dtype == jnp.float32, path
+        assert np.isfinite(leaf).all(), path
+        assert np.abs(leaf).max() > 0, path
+        assert max_relative(again, leaf) <= 1e-4, path
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5])
+def test_label_dropout_rate(rate):
+    table = randomised(lambda: LabelEmbedding(3, 4, rate, rngs=nnx.Rngs(0)))
+    label = jnp.asarray(np.arange(20_000) % 3)
+    dropped = lambda out: np.asarray((out == table.table[...][3]).all(-1))  # noqa: E731
+    trained = table(label, len(label), rngs=nnx.Rngs(label=1))
+    assert dropped(trained).mean() == pytest.approx(rate, abs=0.015)  # five standard deviations
+    assert (np.asarray(trained)[~dropped(trained)] == np.asarray(table.table[...][label])[~dropped(trained)]).all()
+    assert (table(label, len(label)) == table.table[...][label]).all()
+    assert dropped(table(None, 5)).all()
+
+
+@each_network
+def test_label_dropout_reaches_the_network(make):
+    network = make(num_classes=2, label_dropout=0.5)
+    x, t, cond = jnp.tile(normal(1, 1, 6, 2), (16, 1, 1)), jnp.full(16, 0.3), Condition(jnp.ones(16, jnp.int32))
+    known, unknown = call(network, x, t, cond), call(network, x, t)
+    trained = call(network, x, t, cond, keys={"label": 0})
+    near = lambda a: np.abs(trained - a).max((1, 2)) <= 1e-5 * np.abs(a).max()  # noqa: E731
+    assert (near(known) ^ near(unknown)).all()
+    assert 0 < near(unknown).sum() < 16
