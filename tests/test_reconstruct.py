@@ -28,19 +28,36 @@ def spectral_convergence(y, S, **sizes) -> float:
 
 @pytest.mark.parametrize(("n_fft", "hop_length", "win_length"), [(512, 128, None), (400, 100, 320)])
 def test_griffinlim_is_as_good_as_librosas(n_fft, hop_length, win_length):
+    """On average over 64 initial phases, of which one alone changes the error by a fifth."""
     sizes = dict(n_fft=n_fft, hop_length=hop_length, win_length=win_length)
-    S = np.abs(librosa.stft(tone_and_noise(), **sizes))
-    ours = np.mean(
+    S, count = np.abs(librosa.stft(tone_and_noise(), **sizes)), 64
+    sounds = jax.jit(jax.vmap(lambda key: griffinlim(jnp.asarray(S), **sizes, n_iter=32, key=key)))(
+        jax.random.split(jax.random.key(0), count)
+    )
+    ours = np.mean([spectral_convergence(y, S, **sizes) for y in sounds])
+    theirs = np.mean(
         [
-            spectral_convergence(griffinlim(jnp.asarray(S), **sizes, n_iter=32, key=jax.random.key(k)), S, **sizes)
-            for k in range(4)
+            spectral_convergence(librosa.griffinlim(S, **sizes, n_iter=32, random_state=k), S, **sizes)
+            for k in range(count)
         ]
     )
-    theirs = np.mean(
-        [spectral_convergence(librosa.griffinlim(S, **sizes, n_iter=32, random_state=k), S, **sizes) for k in range(4)]
-    )
-    assert ours <= 1.1 * theirs
-    assert theirs <= 1.1 * ours
+    assert ours == pytest.approx(theirs, rel=0.1)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.99])
+def test_griffinlim_is_the_fast_algorithm(momentum):
+    """Perraudin et al. 2013, algorithm 2, in float64 with librosa's transforms, from the same initial phase."""
+    sizes, key = dict(n_fft=256, hop_length=60, win_length=200), jax.random.key(3)
+    S = np.abs(librosa.stft(tone_and_noise().astype(np.float64), **sizes))
+    angles = np.exp(1j * np.asarray(jax.random.uniform(key, S.shape, jnp.float32, 0, 2 * np.pi), np.float64))
+    before = np.zeros_like(angles)
+    for _ in range(4):
+        rebuilt = librosa.stft(librosa.istft(S * angles, **sizes), **sizes)
+        angles = rebuilt - momentum / (1 + momentum) * before
+        angles, before = angles / np.abs(angles), rebuilt
+    reference = librosa.istft(S * angles, **sizes, length=4000)
+    ours = griffinlim(jnp.asarray(S, jnp.float32), **sizes, n_iter=4, key=key, momentum=momentum, length=4000)
+    assert max_relative(ours, reference) <= 1e-3
 
 
 def test_griffinlim_improves_with_iterations():
@@ -57,14 +74,14 @@ def test_griffinlim_of_one_true_phase():
 
 
 def test_an_impulse_is_found_without_phase():
-    """Frames that do not overlap with the neighbours' sound: an impulse's magnitudes say where and how loud it is."""
+    """An impulse's magnitudes say where and how loud it is; only its sign is lost."""
     y = np.zeros(1024, np.float32)
     y[512] = 0.7
     S = np.abs(librosa.stft(y, n_fft=256, hop_length=64))
-    x = np.abs(griffinlim(jnp.asarray(S), hop_length=64, n_iter=200, length=1024))
+    x = np.asarray(griffinlim(jnp.asarray(S), hop_length=64, n_iter=200, length=1024))
     assert spectral_convergence(x, S, n_fft=256, hop_length=64) <= 0.05
-    assert x.argmax() == 512
-    assert x.max() == pytest.approx(0.7, rel=0.05)
+    assert np.abs(x).argmax() == 512
+    assert np.abs(x).max() == pytest.approx(0.7, rel=0.05)
 
 
 def test_griffinlim_lengths_and_silence():
@@ -83,17 +100,32 @@ def test_griffinlim_batch_equals_items_and_key_matters():
     assert max_relative(griffinlim(S, n_iter=4, key=jax.random.key(1)), both) > 0.1
 
 
-@pytest.mark.parametrize(("power", "htk", "norm"), [(1.0, False, "slaney"), (2.0, False, "slaney"), (2.0, True, None)])
-def test_mel_inversion_is_not_worse_than_librosas(power, htk, norm):
-    options = dict(sr=SR, n_fft=512, fmax=3600.0, htk=htk, norm=norm)
+@pytest.mark.parametrize("power", [1.0, 2.0])
+def test_mel_inversion_is_not_worse_than_librosas(power):
+    options = dict(sr=SR, n_fft=512, fmax=3600.0)
     y = tone_and_noise()
     M = librosa.feature.melspectrogram(y=y, hop_length=128, n_mels=40, power=power, **options)
-    filters = mel_filterbank(SR, 512, 40, 0.0, 3600.0, htk, norm)
+    filters = mel_filterbank(SR, 512, 40, 0.0, 3600.0)
     residual = lambda S: np.linalg.norm(filters @ np.asarray(S, np.float64) ** power - M) / np.linalg.norm(M)  # noqa: E731
     ours = mel_to_stft(jnp.asarray(M), power=power, **options)
     assert ours.shape == (257, M.shape[1])
     assert np.asarray(ours).min() >= 0
     assert residual(ours) <= max(1.05 * residual(librosa.feature.inverse.mel_to_stft(M, power=power, **options)), 1e-5)
+
+
+@pytest.mark.parametrize(("htk", "norm"), [(False, "slaney"), (True, None)])
+def test_mel_inversion_converges(htk, norm):
+    """A mel spectrogram of true magnitudes has an exact answer: the residual falls to nothing."""
+    options = dict(sr=SR, n_fft=512, fmax=3600.0, htk=htk, norm=norm)
+    filters = mel_filterbank(SR, 512, 40, 0.0, 3600.0, htk, norm)
+    M = filters @ np.abs(librosa.stft(tone_and_noise(), n_fft=512)) ** 2
+    residuals = [
+        np.linalg.norm(filters @ np.asarray(S, np.float64) ** 2 - M) / np.linalg.norm(M)
+        for S in (mel_to_stft(jnp.asarray(M, jnp.float32), n_iter=n, **options) for n in (0, 50, 2000))
+    ]
+    assert residuals[0] > 5 * residuals[1]
+    assert residuals[1] <= 0.02
+    assert residuals[2] <= 1e-5
 
 
 def test_mel_inversion_nears_the_least_squares_answer():

@@ -51,9 +51,11 @@ def test_error_measure_sees_errors():
         max_relative(reference[0], reference)
 
 
-@pytest.mark.parametrize("sizes", SIZES)
 @pytest.mark.parametrize(
-    ("center", "pad_mode"), [(True, "constant"), (True, "reflect"), (True, "edge"), (False, "constant")]
+    ("sizes", "center", "pad_mode"),
+    [(sizes, True, "constant") for sizes in SIZES]
+    + [(sizes, False, "constant") for sizes in SIZES[::2]]
+    + [(sizes, True, mode) for sizes in SIZES[1:6:4] for mode in ("reflect", "edge")],
 )
 def test_stft_equals_librosa(sizes, center, pad_mode):
     n_fft, hop_length, win_length = sizes
@@ -74,7 +76,7 @@ def test_stft_leading_axes(lead):
     assert max_relative(ours, librosa.stft(y.astype(np.float64), n_fft=256, hop_length=100)) <= 3e-7
 
 
-@pytest.mark.parametrize("lead", [(3,), (2, 3)])
+@pytest.mark.parametrize("lead", [(2, 3)])
 def test_batch_equals_items(lead):
     y = jnp.asarray(waves(*lead, 1200) * np.arange(1, 1 + lead[-1])[:, None], jnp.float32)
     each = y.reshape(-1, 1200)
@@ -97,7 +99,7 @@ def test_jit_and_vmap_equal_plain():
     assert max_relative(jax.vmap(mel)(y), mel(y)) <= 1e-6
 
 
-@pytest.mark.parametrize(("n_fft", "hop_length", "win_length"), [SIZES[i] for i in (0, 3, 5, 7, 8)])
+@pytest.mark.parametrize(("n_fft", "hop_length", "win_length"), [SIZES[i] for i in (3, 5, 8)])
 @pytest.mark.parametrize("center", [True, False])
 @pytest.mark.parametrize("length", [None, 1900, 700])
 def test_istft_equals_librosa(n_fft, hop_length, win_length, center, length):
@@ -144,8 +146,7 @@ def test_mel_scale_equals_librosa(htk):
 @pytest.mark.parametrize(
     ("n_fft", "hop_length", "win_length"), [(512, 100, 400), (513, 128, None), (512, 200, 301), (512, None, None)]
 )
-@pytest.mark.parametrize("power", [1.0, 2.0, 1.5])
-@pytest.mark.parametrize("pad_mode", ["constant", "reflect"])
+@pytest.mark.parametrize(("power", "pad_mode"), [(1.0, "constant"), (2.0, "reflect"), (1.5, "constant")])
 def test_melspectrogram_equals_librosa(n_fft, hop_length, win_length, power, pad_mode):
     y = waves(2, 3000)
     options = dict(sr=16000, n_fft=n_fft, win_length=win_length, power=power, pad_mode=pad_mode, n_mels=40)
@@ -179,7 +180,7 @@ def test_power_to_db_of_each_item():
 
 
 @pytest.mark.parametrize("power", [1.0, 2.0])
-@pytest.mark.parametrize("scale", [0.0, 1e-20, 1.0])
+@pytest.mark.parametrize("scale", [1e-20, 1.0])
 def test_gradients_at_silence_are_finite(power, scale):
     def loudness(y):
         return power_to_db(melspectrogram(y, sr=8000, n_fft=128, hop_length=32, n_mels=10, power=power)).sum()

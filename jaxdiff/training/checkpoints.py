@@ -48,8 +48,9 @@ def save(directory: Path, state: TrainState, normalization: Any, meta: dict[str,
             force=True,
         )
     folder = Path(directory) / str(step)
+    manifest = json.dumps(_digests(folder), indent=1)
     with atomic(folder / _MANIFEST) as temporary:
-        temporary.write_text(json.dumps(_digests(folder), indent=1), encoding="utf-8")
+        temporary.write_text(manifest, encoding="utf-8")
     return folder
 
 

@@ -70,12 +70,13 @@ def train(
                         f"training resumes from the last checkpoint"
                     )
                 window, begin = [], time.perf_counter()
+            before = time.perf_counter()
             if sample_every and step % sample_every == 0:
                 hooks.sample(state)
-                begin = time.perf_counter() - (0 if not window else time.perf_counter() - begin)
             if save_every and step % save_every == 0:
                 hooks.save(state)
                 saved = step
+            begin += time.perf_counter() - before  # sampling and saving are not training time
         if saved != step:
             hooks.save(state)
     return state, caught[0] if caught else None
@@ -110,16 +111,17 @@ def _progress(step: int, steps: int) -> Iterator[Callable[[int, dict[str, float]
     columns = (TextColumn("step {task.completed:.0f}/{task.total:.0f}"), BarColumn(), TextColumn("{task.description}"))
     with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as progress:
         bar = progress.add_task("compiling", total=steps, completed=step)
-        shown, begin = step, (time.perf_counter(), step)
+        shown, begin = step, None  # the rate behind "left" is counted from the first report, after compilation
 
         def show(step: int, row: dict[str, float]) -> None:
-            nonlocal shown
+            nonlocal shown, begin
+            begin = begin or (time.perf_counter(), step)
             text = f"loss {row['loss']:.4f}  {row['steps_per_s']:.2f} steps/s  {row['audio_s_per_s']:.1f} audio-s/s"
             progress.update(bar, completed=step, description=text)
             if not console.is_terminal and (step - shown >= steps / 10 or step == steps):
                 rate = (step - begin[1]) / max(time.perf_counter() - begin[0], 1e-9)
-                left = (steps - step) / max(rate, 1e-9)
-                console.print(f"step {step}/{steps}  {text}  {left:.0f} s left", highlight=False, soft_wrap=True)
+                left = f"{(steps - step) / rate:.0f} s left" if rate else ""
+                console.print(f"step {step}/{steps}  {text}  {left}", highlight=False, soft_wrap=True)
                 shown = step
 
         yield show

@@ -13,6 +13,7 @@ import optax
 from flax import nnx
 from jaxtyping import Array
 
+from jaxdiff.data import Batch
 from jaxdiff.diffusion import Prediction, Schedule, diffusion_loss, uniform_times
 from jaxdiff.diffusion.objectives import SampleTimes
 from jaxdiff.tasks import Task
@@ -39,27 +40,35 @@ def make_train_step(
     sample_t: SampleTimes = uniform_times,
     weight: Callable[[Array], Array] | None = None,
     ema_decay: float = 0.999,
-) -> Callable[[TrainState, dict[str, Any]], tuple[TrainState, dict[str, Array]]]:
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
     """`train_step(state, batch) -> (state, metrics)`, jitted; the state passed in is donated.
 
     The average of the weights follows faster at first, with decay min(ema_decay, (1 + step) / (10 + step)).
     """
 
-    def train_step(state: TrainState, batch: dict[str, Any]) -> tuple[TrainState, dict[str, Array]]:
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         example_key, loss_key, network_key = jax.random.split(jax.random.fold_in(state.key, state.step), 3)
         example = task.example(batch, example_key)
 
         def loss(params):
             network = functools.partial(nnx.merge(graphdef, params), rngs=nnx.Rngs(network_key))
-            options = dict(prediction=prediction, sample_t=sample_t, weight=weight)
-            return diffusion_loss(network, schedule, example.x0, example.cond, loss_key, **options)
+            return diffusion_loss(
+                network,
+                schedule,
+                example.x0,
+                example.cond,
+                loss_key,
+                prediction=prediction,
+                sample_t=sample_t,
+                weight=weight,
+            )
 
         (_, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(state.params)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
         ema_params = optax.incremental_update(params, state.ema_params, 1 - decay)
-        metrics["gradient_norm"] = optax.global_norm(gradient)
+        metrics["gradient_norm"] = optax.tree.norm(gradient)
         return TrainState(state.step + 1, params, ema_params, opt_state, state.key), metrics
 
     return jax.jit(train_step, donate_argnums=0)

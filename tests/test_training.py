@@ -1,0 +1,236 @@
+"""Training on real crops: one program, exact resume, damaged checkpoints, and learning that a test can see."""
+
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxdiff import config as configuration
+from jaxdiff import load, runs
+from jaxdiff.config import ConfigError, from_dict
+from jaxdiff.data import AudioError
+from jaxdiff.data.orchestra import write_orchestra
+from jaxdiff.diffusion import Cosine
+from jaxdiff.networks import count_params
+from jaxdiff.pipeline import abstract_params, build_model, init_params
+from jaxdiff.training import (
+    CheckpointError,
+    Hooks,
+    TrainingError,
+    TrainState,
+    checkpoints,
+    init_state,
+    make_optimizer,
+    make_train_step,
+    train,
+)
+
+SMALL = {
+    "data": {"crop": "start", "seconds": 0.256},
+    "representation": {"kind": "log_mel", "n_fft": 256, "hop_length": 128, "n_mels": 16},
+    "network": {"kind": "wavenet", "channels": 16, "layers": 2, "embedding": 16},
+    "normalize": {"crops": 32},
+    "train": {"steps": 20, "batch": 4, "log_every": 1, "sample_every": 0, "save_every": 0, "warmup": 5},
+    "sampling": {"steps": 2, "sampler": "euler"},
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_orchestra(tmp_path_factory.mktemp("orchestra"), count=3)
+
+
+def small(folder, **train):
+    tree = {**SMALL, "data": {**SMALL["data"], "path": str(folder)}, "train": {**SMALL["train"], **train}}
+    return from_dict(tree)
+
+
+def last_state(workdir, config, classes=8):
+    directory = workdir / "checkpoints"
+    step, _ = checkpoints.latest(directory)
+    features = build_model(config, classes, None).features
+    optimizer, key = configuration.build_optimizer(config), jax.random.key(0)
+    like = jax.eval_shape(lambda: init_state(init_params(config, features, classes, key), optimizer, key))
+    vector = jax.ShapeDtypeStruct((features,), jnp.float32)
+    state, normalization = checkpoints.restore_state(
+        directory, step, like, runs.Normalization(vector, vector) if config.normalize.enabled else None
+    )
+    return state, normalization
+
+
+def leaves(tree):
+    return [np.asarray(jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x)
+            for x in jax.tree.leaves(tree)]  # fmt: skip
+
+
+def log(workdir):
+    rows = [json.loads(line) for line in (workdir / "log.jsonl").read_text().splitlines()]
+    return [(r["step"], r["loss"], r["gradient_norm"]) for r in rows]
+
+
+class Interrupt:
+    """Ends a real run after `steps`, the way a signal does: after a step, before the next batch."""
+
+    def __init__(self, monkeypatch, steps):
+        import os
+        import signal
+
+        real = runs.make_train_step
+
+        def make(*args, **kwargs):
+            step_function, done = real(*args, **kwargs), 0
+
+            def step(state, batch):
+                nonlocal done
+                done += 1
+                if done == steps:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                return step_function(state, batch)
+
+            return step
+
+        monkeypatch.setattr(runs, "make_train_step", make)
+
+
+def test_twenty_steps_equal_nine_stop_resume_eleven(folder, tmp_path, monkeypatch):
+    config = small(folder)
+    assert runs.run(config, tmp_path / "a", report=lambda _: None) is None
+    with monkeypatch.context() as patch:
+        Interrupt(patch, 9)
+        assert runs.run(config, tmp_path / "b", report=lambda _: None) == 15
+    assert checkpoints.latest(tmp_path / "b" / "checkpoints")[0] == 9
+    assert runs.run(config, tmp_path / "b", report=lambda _: None) is None
+    a, b = (last_state(tmp_path / name, config) for name in "ab")
+    assert int(a[0].step) == int(b[0].step) == 20
+    for x, y in zip(leaves(a), leaves(b), strict=True):
+        np.testing.assert_array_equal(x, y)
+    assert log(tmp_path / "a") == log(tmp_path / "b")
+    other = last_state_of_other_seed(folder, tmp_path)
+    assert any((x != y).any() for x, y in zip(leaves(a), leaves(other), strict=True))
+
+
+def last_state_of_other_seed(folder, tmp_path):
+    config = small(folder, seed=1)
+    runs.run(config, tmp_path / "c", report=lambda _: None)
+    return last_state(tmp_path / "c", config)
+
+
+def test_damaged_checkpoints_are_noticed_and_passed_over(folder, tmp_path):
+    config = small(folder, steps=4, save_every=2)
+    runs.run(config, tmp_path, report=lambda _: None)
+    directory = tmp_path / "checkpoints"
+    assert sorted(p.name for p in directory.iterdir()) == ["2", "4"]
+    victim = max((directory / "4" / "model").rglob("*"), key=lambda p: p.stat().st_size if p.is_file() else 0)
+    content = bytearray(victim.read_bytes())
+    content[len(content) // 2] ^= 1
+    victim.write_bytes(content)
+    pipeline = load(tmp_path)
+    assert pipeline.step == 2
+    assert "damaged" in pipeline.warnings[0]
+    (directory / "2" / "manifest.json").unlink()
+    with pytest.raises(CheckpointError, match="no usable checkpoint"):
+        load(tmp_path)
+    with pytest.raises(CheckpointError, match="move .* away"):
+        runs.run(config, tmp_path, report=lambda _: None)
+
+
+def test_a_run_that_is_not_there(tmp_path):
+    with pytest.raises(CheckpointError, match="no training has saved anything"):
+        load(tmp_path / "nowhere")
+
+
+def toy(config, num_classes=2):
+    model = build_model(config, num_classes, None)
+    key = jax.random.key(0)
+    params = init_params(config, model.features, num_classes, key)
+    optimizer = make_optimizer(1e-3, 300, warmup=5)
+    return model, params, optimizer, key
+
+
+def toy_config(**network):
+    return from_dict({
+        "data": {"seconds": 0.032},
+        "representation": {"kind": "patches", "size": 32},
+        "normalize": {"enabled": False},
+        "network": {"kind": "wavenet", "channels": 16, "layers": 2, "embedding": 16, **network},
+    })  # fmt: skip
+
+
+def test_three_hundred_steps_trace_once_and_learn():
+    model, params, optimizer, key = toy(toy_config())
+    traces = 0
+
+    def example(batch, key):
+        nonlocal traces
+        traces += 1
+        return model.task.example(batch, key)
+
+    step = make_train_step(model.graphdef, model.task._replace(example=example), Cosine(), optimizer, prediction="v")
+    state = init_state(params, optimizer, key)
+    wave = np.sin(np.outer([0.1, 0.3, 0.1, 0.3], np.arange(512))).astype(np.float32) * 2
+    batch = {"wave": wave, "label": np.array([0, 1, 0, 1], np.int32)}
+    losses = []
+    for _ in range(300):
+        state, metrics = step(state, batch)
+        losses.append(metrics["loss"])
+    assert traces == 1
+    assert np.mean(losses[-30:]) < 0.7 * np.mean(losses[:10])
+    assert int(state.step) == 300
+
+
+def test_the_average_of_the_weights_follows_its_formula():
+    model, params, optimizer, key = toy(toy_config())
+    step = make_train_step(model.graphdef, model.task, Cosine(), optimizer, prediction="v", ema_decay=0.25)
+    state = init_state(params, optimizer, key)
+    batch = {"wave": np.ones((2, 512), np.float32), "label": np.zeros(2, np.int32)}
+    expected = np.asarray(jax.tree.leaves(params)[3])
+    for k in range(5):
+        state, _ = step(state, batch)
+        decay = min(0.25, (1 + k) / (10 + k))
+        expected = decay * expected + (1 - decay) * np.asarray(jax.tree.leaves(state.params)[3])
+        np.testing.assert_allclose(jax.tree.leaves(state.ema_params)[3], expected, rtol=1e-5, atol=1e-7)
+
+
+def test_a_loss_that_is_not_finite_stops_training_and_keeps_the_last_checkpoint(tmp_path):
+    saved = []
+    hooks = Hooks(save=lambda state: saved.append(state), sample=lambda state: None)
+    state = TrainState(jnp.int32(0), {}, {}, (), jax.random.key(0))
+    step = lambda state, batch: (state._replace(step=state.step + 1), {"loss": batch})  # noqa: E731
+    losses = iter([jnp.float32(x) for x in (1.0, 0.9, float("nan"), 0.8)])
+    with pytest.raises(TrainingError, match="the loss is nan at step 3"):
+        train(step, state, losses, hooks, steps=4, seconds_per_step=1, log_path=tmp_path / "l", log_every=1)
+    assert not saved
+
+
+def test_class_change_is_refused_on_resume(folder, tmp_path):
+    copy = tmp_path / "data"
+    shutil.copytree(folder, copy)
+    config = small(copy, steps=1)
+    runs.run(config, tmp_path / "w", report=lambda _: None)
+    shutil.rmtree(copy / "kick")
+    with pytest.raises(ConfigError, match="has classes"):
+        runs.run(small(copy, steps=2), tmp_path / "w", report=lambda _: None)
+    shutil.rmtree(copy)
+    with pytest.raises(AudioError, match="no such folder"):
+        runs.run(small(copy, steps=2), tmp_path / "w", report=lambda _: None)
+
+
+@pytest.mark.parametrize("name", ["quickstart", "one_shots", "diffwave"])
+def test_shipped_configurations_train_and_generate_in_two_tiny_steps(name, folder, tmp_path):
+    path = configuration.Path(__file__).parent.parent / "configs" / f"{name}.yaml"
+    tiny = {"data.path": str(folder), "train.steps": "2", "train.batch": "2", "train.sample_every": "0",
+            "normalize.crops": "16", "sampling.steps": "2"}  # fmt: skip
+    if name == "diffwave":
+        tiny |= {"network.layers": "3", "network.channels": "8", "data.seconds": "0.0928798"}
+    runs.run(configuration.load_config(path, tiny), tmp_path, report=lambda _: None)
+    wave = load(tmp_path).generate(count=2, seed=3)
+    assert np.isfinite(wave).all()
+    assert wave.std() > 0
+
+
+def test_diffwave_configuration_is_base():
+    config = configuration.load_config(configuration.Path(__file__).parent.parent / "configs" / "diffwave.yaml")
+    assert count_params(abstract_params(config, 1, 0)) == 2_637_305
