@@ -4,9 +4,9 @@
 
 `sonic-pi-samples` (mostly CC0) and `hydrogen-drumkits` (licence per kit) are fetched with `apt-get download` and
 unpacked without installing. FOLDER/train/CLASS and FOLDER/test/CLASS then hold 16 kHz mono FLAC, cut at the onset and
-to at most 1.5 s. Held out is every fourth *instrument* of a class: the dynamic layers of one drum (Kick-0 ... Kick-4) stay
-on one side. Kinds with fewer than 30 recordings (claps, shakers, tablas) are left out. Files that cannot be played or
-are silent are listed on stderr.
+to at most 1.5 s. Held out is every fourth *instrument* of a class: the dynamic layers of one drum (Kick-0 ... Kick-4)
+stay on one side. Kinds with fewer than 30 recordings (claps, shakers, tablas) are left out. Files that cannot be
+played or are silent are listed on stderr.
 """
 
 import argparse

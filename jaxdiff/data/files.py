@@ -60,9 +60,7 @@ def audio_info(path: Path) -> AudioInfo:
     if not 1 <= info.channels <= MAX_CHANNELS:
         raise AudioError(f"{path}: {info.channels} channels, at most {MAX_CHANNELS} are read")
     if info.seconds > MAX_SECONDS:
-        raise AudioError(
-            f"{path}: {info.seconds / 3600:.1f} hours long, at most {MAX_SECONDS // 3600} are; cut it"
-        )
+        raise AudioError(f"{path}: {info.seconds / 3600:.1f} hours long, at most {MAX_SECONDS // 3600} are; cut it")
     return info
 
 

@@ -5,7 +5,6 @@ wave -> features -> noise -> network -> loss -> gradient -> optax -> average of 
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
