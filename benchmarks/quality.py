@@ -79,9 +79,8 @@ def main():
     held = sounds(open_corpus(options.heldout), crop, options.count)
     held_embedded = {name: embed(waves) for name, waves in held.items()}
     rng, rows, seconds = np.random.default_rng(0), {}, 0.0
-    print(
-        f"{'class':10s}{'generated':>10s}{'training':>10s}{'noise':>10s}{'other':>10s}  {'ratio':>6s} {'novelty':>8s}"
-    )
+    columns = ("generated", "training", "noise", "other")
+    print(f"{'class':10s}" + "".join(f"{c:>10s}" for c in columns) + f"  {'ratio':>6s} {'novelty':>8s}")
     for name in pipeline.classes:
         begin = time.perf_counter()
         sampling = {"steps": options.steps, "sampler": options.sampler, "guidance": options.guidance}
