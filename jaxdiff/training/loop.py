@@ -56,7 +56,8 @@ def train(
             state, metrics = train_step(state, next(batches))
             step += 1
             window.append(metrics)
-            if step % log_every == 0 or step == steps:
+            save_due = step == steps or bool(caught) or (save_every > 0 and step % save_every == 0)
+            if step % log_every == 0 or save_due:  # a loss is looked at before its state is saved
                 values = _mean(window)
                 elapsed = time.perf_counter() - begin
                 rate = len(window) / elapsed
@@ -73,7 +74,7 @@ def train(
             before = time.perf_counter()
             if sample_every and step % sample_every == 0:
                 hooks.sample(state)
-            if save_every and step % save_every == 0:
+            if save_due:
                 hooks.save(state)
                 saved = step
             begin += time.perf_counter() - before  # sampling and saving are not training time
