@@ -137,9 +137,10 @@ class LinearBeta:
 
 @dataclass(frozen=True)
 class RectifiedFlow:
-    """Straight paths."""
+    """Straight paths; a shift above 1 spends more of training and sampling at high noise."""
 
     kind: Literal["rectified_flow"] = "rectified_flow"
+    shift: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -413,8 +414,8 @@ def build_schedule(config: Config) -> "Schedule":
     match config.diffusion.schedule:
         case Cosine():
             return diffusion.Cosine()
-        case RectifiedFlow():
-            return diffusion.RectifiedFlow()
+        case RectifiedFlow(shift=shift):
+            return diffusion.RectifiedFlow(shift)
         case LinearBeta(steps=steps, beta_min=low, beta_max=high):
             return diffusion.LinearBeta(steps, low, high)
 

@@ -28,7 +28,7 @@ from jaxdiff.diffusion import (
     uniform_times,
 )
 
-SCHEDULES = [Cosine(), RectifiedFlow(), LinearBeta(), LinearBeta(1000, 1e-4, 0.02)]
+SCHEDULES = [Cosine(), RectifiedFlow(), RectifiedFlow(3.0), LinearBeta(), LinearBeta(1000, 1e-4, 0.02)]
 PREDICTIONS = ["x0", "eps", "v", "flow"]
 MEAN, STD = 0.7, 0.5
 KEY = jax.random.key(0)
@@ -78,6 +78,8 @@ def test_logsnr_in_closed_form():
     t = np.linspace(0.05, 0.95, 19)
     assert np.abs(logsnr(Cosine(), jnp.asarray(t)) + 2 * np.log(np.tan(np.pi * t / 2))).max() <= 2e-6
     assert np.abs(logsnr(RectifiedFlow(), jnp.asarray(t)) - 2 * np.log((1 - t) / t)).max() <= 2e-6
+    shifted = logsnr(RectifiedFlow(3.0), jnp.asarray(t)) - 2 * np.log((1 - t) / t)  # Esser et al. 2024, eq. 23
+    assert np.abs(shifted + 2 * np.log(3)).max() <= 2e-6
 
 
 @each_schedule

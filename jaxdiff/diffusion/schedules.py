@@ -35,13 +35,20 @@ class Cosine:
 
 @dataclass(frozen=True)
 class RectifiedFlow:
-    """alpha = 1 - t, sigma = t: straight paths (Liu et al. 2022, eq. 1; Lipman et al. 2022)."""
+    """alpha = 1 - u, sigma = u: straight paths (Liu et al. 2022, eq. 1; Lipman et al. 2022).
+
+    u = shift t / (1 + (shift - 1) t), so a `shift` above 1 spends more of training and of the sampling steps at high
+    noise, where data of many correlated values (long or redundant features) decides on its coarse shape (Esser et al.
+    2024, eq. 23).
+    """
+
+    shift: float = 1.0
 
     def alpha(self, t: Array) -> Array:
-        return 1 - t
+        return (1 - t) / (1 + (self.shift - 1) * t)
 
     def sigma(self, t: Array) -> Array:
-        return jnp.asarray(t)
+        return self.shift * t / (1 + (self.shift - 1) * t)
 
 
 @dataclass(frozen=True)

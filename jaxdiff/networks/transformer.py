@@ -91,10 +91,9 @@ class Transformer(nnx.Module):
         if width % (2 * heads):
             raise ValueError(f"width {width} must be a multiple of 2 * heads = {2 * heads}; use {2 * heads} * n")
         self.depth, self.remat, self.dropout = depth, remat, dropout
-        normal = dict(kernel_init=nnx.initializers.normal(0.02), rngs=rngs)
         self.input = nnx.Linear(features, width, kernel_init=nnx.initializers.xavier_uniform(), rngs=rngs)
         self.condition = nnx.Linear(condition_features, width, rngs=rngs) if condition_features else None
-        self.time_1, self.time_2 = nnx.Linear(256, width, **normal), nnx.Linear(width, width, **normal)
+        self.time_1, self.time_2 = nnx.Linear(256, width, rngs=rngs), nnx.Linear(width, width, rngs=rngs)
         self.label = LabelEmbedding(num_classes, width, label_dropout, rngs=rngs) if num_classes else None
         self.blocks = stack(lambda rngs: Block(width, heads, mlp_ratio, dropout, rngs=rngs), depth, rngs)
         zeros = dict(kernel_init=nnx.initializers.zeros_init(), rngs=rngs)
