@@ -1,4 +1,4 @@
-"""The command `jaxdiff`: train, generate, info. Checks before any work; what is wrong is said in one sentence.
+"""The command `jaxdiff`: train, generate, features, info. What is wrong is said in one sentence before any work.
 
 Exit codes: 0 done, 1 the data or a checkpoint cannot be used, 2 the command or configuration is wrong, 130 and 143
 interrupted by Ctrl-C and SIGTERM with everything saved. Heavy imports happen inside the commands, so `--help` is quick.
@@ -9,7 +9,7 @@ import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 from rich.console import Console
@@ -69,6 +69,38 @@ class Generate:
 
 
 @dataclass(frozen=True)
+class Features:
+    """Compute features of sound files: an NPZ with the arrays and a picture of each."""
+
+    files: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="FILES")]
+    """sound files, or folders of them"""
+    out: Path
+    """folder for the results; made when absent"""
+    kind: Literal["mel", "mfcc", "stft", "cqt", "chroma", "pitch", "loudness"] = "mel"
+    """which features"""
+    invert: bool = False
+    """also write the sound that mel, mfcc, stft or cqt features bring back, as WAV"""
+    sample_rate: int | None = None
+    """resample to this rate in Hz first (the file's own)"""
+    n_fft: int = 2048
+    """frame length in samples"""
+    hop_length: int = 512
+    """samples from frame to frame"""
+    n_mels: int = 128
+    """mel bands, of mel and mfcc"""
+    n_mfcc: int = 20
+    """coefficients of mfcc"""
+    fmin: float = 65.0
+    """lowest pitch in Hz"""
+    fmax: float = 2093.0
+    """highest pitch in Hz"""
+    overwrite: bool = False
+    """replace files that are there"""
+    debug: bool = False
+    """show the traceback of an error"""
+
+
+@dataclass(frozen=True)
 class Info:
     """Show what a run is: model, size, data, checkpoint."""
 
@@ -87,13 +119,14 @@ def main(argv: list[str] | None = None) -> None:
     argv, overrides = _split_overrides(argv)
     if argv[:1] == ["train"] and {"-h", "--help"} & set(argv):
         _print_train_help()
-    command = tyro.cli(Train | Generate | Info, prog="jaxdiff", description=_DESCRIPTION, args=argv or ["--help"])
+    command = tyro.cli(
+        Train | Generate | Features | Info, prog="jaxdiff", description=_DESCRIPTION, args=argv or ["--help"]
+    )
     try:
         if overrides and not isinstance(command, Train):
             raise ConfigError(f"--{next(iter(overrides))}: configuration keys can be given to train only")
-        code = {Train: _train, Generate: _generate, Info: _info}[type(command)](
-            command, *([overrides] if isinstance(command, Train) else [])
-        )
+        run = {Train: _train, Generate: _generate, Features: _features, Info: _info}[type(command)]
+        code = run(command, *([overrides] if isinstance(command, Train) else []))
     except KeyboardInterrupt:
         code = 130
     except Exception as error:
@@ -254,6 +287,36 @@ def _sidecars(command: Generate, pipeline: "Pipeline", labels: list[int]) -> lis
         }
         for i, k in enumerate(labels)
     ]
+
+
+# features -----------------------------------------------------------------------------------------------------------
+
+
+def _features(command: Features) -> int:
+    from . import extraction
+
+    if command.out.exists() and not command.out.is_dir():
+        raise ConfigError(f"--out {command.out}: is a file; give a folder")
+    if command.invert and command.kind not in extraction.INVERTIBLE:
+        kinds = ", ".join(extraction.INVERTIBLE)
+        raise ConfigError(f"--invert: {command.kind} cannot be turned back into sound; use --kind {kinds}")
+    if not command.files:
+        raise ConfigError("no FILES: give sound files or folders of them")
+    files = extraction.sound_files(command.files)
+    targets = [command.out / f.stem for f in files]
+    twice = {t for t in targets if targets.count(t) > 1}
+    if twice:
+        raise ConfigError(f"{min(twice).name}: the name of several files; extract them to different folders")
+    there = [p for t in targets for p in map(t.with_suffix, (".npz", ".png", ".wav")) if p.exists()]
+    if there and not command.overwrite:
+        raise ConfigError(f"{there[0]}: exists; give another --out, or --overwrite to replace it")
+    names = ("kind", "sample_rate", "n_fft", "hop_length", "n_mels", "n_mfcc", "fmin", "fmax")
+    settings = extraction.Settings(**{name: getattr(command, name) for name in names})
+    command.out.mkdir(parents=True, exist_ok=True)
+    for path, target in zip(files, targets, strict=True):
+        shape = extraction.extract(path, target, settings, invert=command.invert)
+        _out.print(f"{target.with_suffix('.npz')}  {command.kind} {shape}", markup=False)
+    return 0
 
 
 # info ---------------------------------------------------------------------------------------------------------------

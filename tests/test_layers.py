@@ -17,8 +17,9 @@ ALLOWED = {
     "training": {"diffusion", "tasks", "data"},
     "config": {"features", "networks", "diffusion", "data", "tasks", "training"},
     "pipeline": {"features", "networks", "diffusion", "data", "tasks", "training", "config"},
+    "extraction": {"features", "data"},
     "runs": {"features", "networks", "data", "training", "config", "pipeline"},
-    "cli": {"data", "networks", "training", "config", "pipeline", "runs", "__init__"},
+    "cli": {"data", "networks", "training", "config", "extraction", "pipeline", "runs", "__init__"},
     "__main__": {"cli"},
     "__init__": {"data", "diffusion", "evaluation", "features", "networks", "tasks", "training", "pipeline"},
 }

@@ -1,6 +1,7 @@
 """STFT, mel and decibels against librosa, which computes in double precision, and the properties a batch relies on."""
 
 import inspect
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -9,20 +10,17 @@ import numpy as np
 import pytest
 from oracles import max_relative
 
-from jaxdiff.features import hz_to_mel, mel_filterbank, mel_to_hz, power_to_db
-from jaxdiff.features import istft as plain_istft
-from jaxdiff.features import melspectrogram as plain_melspectrogram
-from jaxdiff.features import stft as plain_stft
-
-
-def compiled(f):
-    """`f` under jit, which one program at a time compiles faster than its many operations do alone."""
-    return jax.jit(
-        f, static_argnames=[n for n, p in inspect.signature(f).parameters.items() if p.kind == p.KEYWORD_ONLY]
-    )
-
-
-stft, istft, melspectrogram = compiled(plain_stft), compiled(plain_istft), compiled(plain_melspectrogram)
+from jaxdiff.features import (
+    amplitude_to_db,
+    db_to_amplitude,
+    db_to_power,
+    istft,
+    magphase,
+    melspectrogram,
+    power_to_db,
+    spectral,
+    stft,
+)
 
 SIZES = [  # n_fft, hop_length, win_length
     (512, 128, None),
@@ -51,29 +49,56 @@ def test_error_measure_sees_errors():
         max_relative(reference[0], reference)
 
 
-@pytest.mark.parametrize(
-    ("sizes", "center", "pad_mode"),
-    [(sizes, True, "constant") for sizes in SIZES]
-    + [(sizes, False, "constant") for sizes in SIZES[::2]]
-    + [(sizes, True, mode) for sizes in SIZES[1:6:4] for mode in ("reflect", "edge")],
-)
-def test_stft_equals_librosa(sizes, center, pad_mode):
+PADS = ["constant", "edge", "linear_ramp", "reflect", "symmetric"]
+LENGTHS = [1, 2, 100, 1511, 100_000]
+LEADS = [(), (3,), (2, 3)]
+
+
+def grid(count: int) -> list[tuple]:
+    """`count` odd cases drawn from all combinations that are legal: sizes, centre, padding, length, leading axes."""
+    cases = [
+        (sizes, center, mode, length, lead)
+        for sizes, center, mode, length, lead in itertools.product(SIZES, [True, False], PADS, LENGTHS, LEADS)
+        if (center or (mode == "constant" and length >= sizes[0]))
+        and (mode != "reflect" or length > sizes[0] // 2)
+        and (length < 100_000 or (mode == "constant" and lead != (2, 3)))
+    ]
+    return [cases[i] for i in np.random.default_rng(0).choice(len(cases), count, replace=False)]
+
+
+@pytest.mark.filterwarnings("ignore:n_fft=")
+@pytest.mark.parametrize(("sizes", "center", "pad_mode", "length", "lead"), grid(40))
+def test_stft_equals_librosa(sizes, center, pad_mode, length, lead):
+    """To 2e-7 of the maximum; 2.5e-7 for odd n_fft, whose single-precision FFT has one more kind of butterfly."""
     n_fft, hop_length, win_length = sizes
-    y = waves(1511)
+    y = waves(*lead, length)
     options = dict(n_fft=n_fft, hop_length=hop_length, win_length=win_length, center=center, pad_mode=pad_mode)
-    assert max_relative(stft(jnp.asarray(y), **options), librosa.stft(y.astype(np.float64), **options)) <= 3e-7
+    reference = librosa.stft(y.astype(np.float64), **options)
+    assert max_relative(stft(jnp.asarray(y), **options), reference) <= (2.5e-7 if n_fft % 2 else 2e-7)
 
 
-def test_stft_of_a_wave_shorter_than_a_frame():
-    y = waves(100)
-    assert max_relative(stft(jnp.asarray(y), n_fft=512), librosa.stft(y.astype(np.float64), n_fft=512)) <= 3e-7
+@pytest.mark.parametrize("method", ["fft", "matmul"])
+@pytest.mark.parametrize("window", ["hann", "hamming", "blackmanharris", ("kaiser", 8.0)])
+def test_stft_windows_and_methods(window, method):
+    y, options = waves(2, 1500), dict(n_fft=400, hop_length=100, win_length=320, window=window)
+    reference = librosa.stft(y.astype(np.float64), **options)
+    tolerance = 2e-7 if method == "fft" else 1e-6  # a sum of n_fft products against log2(n_fft) stages
+    assert max_relative(stft(jnp.asarray(y), **options, method=method), reference) <= tolerance
+    back = istft(jnp.asarray(reference, jnp.complex64), **options, method=method, length=1500)
+    assert max_relative(back, y) <= 2e-6
 
 
-@pytest.mark.parametrize("lead", [(), (3,), (2, 3)])
-def test_stft_leading_axes(lead):
-    y = waves(*lead, 1000)
-    ours = stft(jnp.asarray(y), n_fft=256, hop_length=100)
-    assert max_relative(ours, librosa.stft(y.astype(np.float64), n_fft=256, hop_length=100)) <= 3e-7
+@pytest.mark.filterwarnings("ignore:n_fft=")
+def test_double_precision_agrees_to_1e_10():
+    with jax.enable_x64(True):
+        for sizes, center, pad_mode, length, lead in grid(6):
+            n_fft, hop_length, win_length = sizes
+            y = waves(*lead, length).astype(np.float64)
+            options = dict(n_fft=n_fft, hop_length=hop_length, win_length=win_length, center=center)
+            reference = librosa.stft(y, **options, pad_mode=pad_mode)
+            for method in ("fft", "matmul"):
+                ours = stft(jnp.asarray(y), **options, pad_mode=pad_mode, method=method)
+                assert max_relative(ours, reference) <= 1e-10
 
 
 @pytest.mark.parametrize("lead", [(2, 3)])
@@ -92,13 +117,6 @@ def test_batch_equals_items(lead):
         assert max_relative(f(y), items.reshape(*lead, *items.shape[1:])) <= 3e-7
 
 
-def test_jit_and_vmap_equal_plain():
-    y = jnp.asarray(waves(4, 1200))
-    mel = lambda y: plain_melspectrogram(y, sr=8000, n_fft=256, hop_length=100, n_mels=20)  # noqa: E731
-    assert max_relative(jax.jit(mel)(y), mel(y)) <= 1e-6
-    assert max_relative(jax.vmap(mel)(y), mel(y)) <= 1e-6
-
-
 @pytest.mark.parametrize(("n_fft", "hop_length", "win_length"), [SIZES[i] for i in (3, 5, 8)])
 @pytest.mark.parametrize("center", [True, False])
 @pytest.mark.parametrize("length", [None, 1900, 700])
@@ -108,10 +126,17 @@ def test_istft_equals_librosa(n_fft, hop_length, win_length, center, length):
     reference = librosa.istft(X, **options, length=length)
     ours = np.asarray(istft(jnp.asarray(X, jnp.complex64), **options, length=length))
     assert ours.shape == reference.shape
-    # Near its ends an uncentred transform divides by a window near zero, which magnifies the rounding of X.
-    end = min(len(ours), (X.shape[-1] - 1) * (hop_length or win_length // 4) + n_fft * (not center))
-    inside = slice(0, end) if center else slice(n_fft // 2, end - n_fft // 2)
-    assert max_relative(ours[inside], reference[inside]) <= 3e-6
+    # A sample's rounding is divided by its window sum, which falls to nothing at the ends of an uncentred transform.
+    squares = librosa.filters.window_sumsquare(
+        window="hann",
+        n_frames=X.shape[-1],
+        win_length=win_length,
+        n_fft=n_fft,
+        hop_length=hop_length or win_length // 4,
+    )[n_fft // 2 if center else 0 :]
+    weight = np.zeros(len(ours))
+    weight[: len(squares)] = np.minimum(1, squares / np.median(squares))[: len(ours)]
+    assert np.abs(weight * (ours - reference)).max() <= 3e-7 * np.abs(reference[weight == 1]).max()
     assert not ours[(X.shape[-1] - 1) * (hop_length or win_length // 4) + n_fft :].any()
 
 
@@ -123,44 +148,6 @@ def test_istft_inverts_stft(n_fft, hop_length, win_length, lead):
     back = istft(stft(jnp.asarray(y), **options), **options, length=1511)
     inside = slice(0, 1511 // hop_length * hop_length)  # behind the last frame's centre only part of a window reaches
     assert max_relative(back[..., inside], y[..., inside]) <= 2e-6
-
-
-@pytest.mark.parametrize(
-    ("n_fft", "n_mels", "fmin", "fmax"), [(512, 40, 0.0, None), (1024, 80, 50.0, 7600.0), (2048, 128, 0.0, None)]
-)
-@pytest.mark.parametrize("htk", [False, True])
-@pytest.mark.parametrize("norm", ["slaney", None])
-def test_mel_filterbank_equals_librosa(n_fft, n_mels, fmin, fmax, htk, norm):
-    ours = mel_filterbank(16000, n_fft, n_mels, fmin, fmax, htk, norm)
-    options = dict(sr=16000, n_fft=n_fft, n_mels=n_mels, fmin=fmin, fmax=fmax, htk=htk, norm=norm, dtype=np.float64)
-    assert max_relative(ours, librosa.filters.mel(**options)) <= 1e-12
-
-
-@pytest.mark.parametrize("htk", [False, True])
-def test_mel_scale_equals_librosa(htk):
-    frequencies = np.array([0.0, 60.0, 999.0, 1000.0, 1001.0, 4000.0, 11025.0])
-    assert max_relative(hz_to_mel(frequencies, htk), librosa.hz_to_mel(frequencies, htk=htk)) <= 1e-14
-    assert max_relative(mel_to_hz(hz_to_mel(frequencies, htk), htk), frequencies) <= 1e-14
-
-
-@pytest.mark.parametrize(
-    ("n_fft", "hop_length", "win_length"), [(512, 100, 400), (513, 128, None), (512, 200, 301), (512, None, None)]
-)
-@pytest.mark.parametrize(("power", "pad_mode"), [(1.0, "constant"), (2.0, "reflect"), (1.5, "constant")])
-def test_melspectrogram_equals_librosa(n_fft, hop_length, win_length, power, pad_mode):
-    y = waves(2, 3000)
-    options = dict(sr=16000, n_fft=n_fft, win_length=win_length, power=power, pad_mode=pad_mode, n_mels=40)
-    reference = librosa.feature.melspectrogram(y=y.astype(np.float64), hop_length=hop_length or 512, **options)
-    assert max_relative(melspectrogram(jnp.asarray(y), hop_length=hop_length, **options), reference) <= 1e-6
-
-
-def test_melspectrogram_passes_band_and_norm():
-    y = waves(3000)
-    options = dict(
-        sr=16000, n_fft=512, hop_length=128, n_mels=30, fmin=100.0, fmax=6000.0, htk=True, norm=None, center=False
-    )
-    reference = librosa.feature.melspectrogram(y=y.astype(np.float64), **options)
-    assert max_relative(melspectrogram(jnp.asarray(y), **options), reference) <= 1e-6
 
 
 @pytest.mark.parametrize("ref", [1.0, 0.01, -3.0])
@@ -197,7 +184,7 @@ def test_gradients_at_silence_are_finite(power, scale):
 
 def test_stft_gradient_is_its_adjoint():
     y, g = jnp.asarray(waves(500)), jnp.asarray(waves(65, 16, seed=1))
-    linear = lambda y: (plain_stft(y, n_fft=128, hop_length=33).real * g).sum()  # noqa: E731
+    linear = lambda y: (stft(y, n_fft=128, hop_length=33).real * g).sum()  # noqa: E731
     assert float(jnp.vdot(jax.jit(jax.grad(linear))(0 * y), y)) == pytest.approx(float(linear(y)), rel=1e-4)
 
 
@@ -212,27 +199,55 @@ def test_impossible_sizes_are_refused(sizes):
 
 
 def test_too_short_a_wave_is_refused():
-    with pytest.raises(ValueError, match="100 samples, n_fft 512 needs at least as many; use center"):
+    with pytest.raises(ValueError, match="100 samples, a frame needs 512; use center"):
         stft(jnp.ones(100), n_fft=512, center=False)
 
 
 @pytest.mark.parametrize("dtype", [jnp.int16, jnp.int32, jnp.uint8])
 def test_integer_wave_is_refused(dtype):
     with pytest.raises(TypeError, match=f"floating point.*{np.dtype(dtype).name}; divide by full scale"):
-        inspect.unwrap(plain_stft)(
-            jnp.ones(4096, dtype)
-        )  # unwrapped: the tests' annotation checks would refuse it first
+        inspect.unwrap(stft)(jnp.ones(4096, dtype))  # unwrapped: the tests' annotation checks would refuse it first
 
 
-@pytest.mark.parametrize("band", [(-1.0, 4000.0), (4000.0, 4000.0), (0.0, 9000.0)])
-def test_impossible_mel_bands_are_refused(band):
-    with pytest.raises(ValueError, match=r"must satisfy 0 <= fmin < fmax <= 8000.0 Hz"):
-        mel_filterbank(16000, 512, 40, *band)
+def test_a_hop_that_leaves_gaps_is_refused():
+    with pytest.raises(ValueError, match="hop_length 256 cannot be inverted.*window of 256 samples.*use at most 128"):
+        istft(jnp.ones((129, 5), jnp.complex64), hop_length=256)
+    with pytest.raises(ValueError, match="129 bins, n_fft 512 gives 257"):
+        istft(jnp.ones((129, 5), jnp.complex64), n_fft=512)
+
+
+def test_unknown_windows_and_methods_are_refused():
+    with pytest.raises(ValueError, match="window 'hahn' is unknown"):
+        stft(jnp.ones(4096), window="hahn")
+    with pytest.raises(ValueError, match="method 'dft' is unknown; use 'auto', 'fft' or 'matmul'"):
+        inspect.unwrap(spectral._by_method)("dft", jnp.sin, jnp.cos, jnp.ones(4))
+
+
+@pytest.mark.parametrize("power", [1.0, 2.0])
+def test_magphase_equals_librosa(power):
+    X = librosa.stft(waves(3000).astype(np.float64), n_fft=256)
+    X[3, 5] = 0
+    magnitude, phase = magphase(jnp.asarray(X, jnp.complex64), power=power)
+    expected = librosa.magphase(X, power=power)
+    assert max_relative(magnitude, expected[0]) <= 2e-7
+    assert max_relative(phase, expected[1]) <= 2e-7
+    assert phase[3, 5] == 1
+
+
+@pytest.mark.parametrize("ref", [1.0, 0.2, np.max])
+def test_amplitude_to_db_equals_librosa(ref):
+    S = np.abs(waves(20, 30))
+    ours = amplitude_to_db(jnp.asarray(S), ref=jnp.max if ref is np.max else ref)
+    assert max_relative(ours, librosa.amplitude_to_db(S.astype(np.float64), ref=ref)) <= 1e-6
+
+
+def test_decibels_invert():
+    S = jnp.asarray(np.abs(waves(20, 30)) + 0.01)
+    assert max_relative(db_to_power(power_to_db(S, ref=0.3, top_db=None), ref=0.3), S) <= 1e-6
+    assert max_relative(db_to_amplitude(amplitude_to_db(S, ref=0.3, top_db=None), ref=0.3), S) <= 1e-6
 
 
 def test_other_bad_options_are_refused():
-    with pytest.raises(ValueError, match="norm 'area' is unknown; use 'slaney' or None"):
-        mel_filterbank(16000, 512, 40, norm="area")
     with pytest.raises(ValueError, match="amin must be positive, got 0"):
         power_to_db(jnp.ones((2, 2)), amin=0.0)
     with pytest.raises(ValueError, match="top_db must not be negative, got -1"):

@@ -53,3 +53,31 @@ def write_sounds(
             with atomic(folder / f"{name}.json") as temporary:
                 temporary.write_text(json.dumps(sidecars[i], indent=1) + "\n", encoding="utf-8")
     write_spectrograms(folder / "sheet.png", waves, names, sample_rate)
+
+
+def write_frames(path: Path, arrays: Sequence[np.ndarray], names: Sequence[str], seconds: float, title: str) -> None:
+    """One PNG with features over time under each other: `[rows, frames]` as an image (complex or positive values of a
+    wide range in dB, 80 dB deep), `[frames]` as a line."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 1.2 + 2.2 * len(arrays)), dpi=100, layout="constrained")
+    axes = np.atleast_1d(figure.subplots(len(arrays), 1, sharex=True)).ravel()
+    for axis, array, name in zip(axes, arrays, names, strict=True):
+        if array.ndim == 1:
+            axis.plot(np.linspace(0, seconds, len(array)), array, lw=1)
+            axis.set_xlim(0, seconds)
+        else:
+            if np.iscomplexobj(array) or (array.min() >= 0 and array.max() > 1e3 * np.median(array)):
+                power = np.abs(array) ** (2 if np.iscomplexobj(array) else 1)
+                array = 10 * np.log10(np.maximum(power, 1e-8 * max(power.max(), 1e-20)))
+            extent = (0, seconds, 0, array.shape[0])
+            low, high = np.percentile(array, [1, 99])  # the first cepstral coefficient would hide all others
+            picture = axis.imshow(
+                array, origin="lower", aspect="auto", extent=extent, vmin=low, vmax=high, cmap="magma"
+            )
+            figure.colorbar(picture, ax=axis)
+        axis.set_ylabel(name)
+    axes[0].set_title(title, fontsize=9)
+    axes[-1].set_xlabel("time (s)")
+    with atomic(Path(path)) as temporary:
+        figure.savefig(temporary)

@@ -15,8 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from .mel import melspectrogram
 from .reconstruct import griffinlim, mel_to_stft
-from .spectral import istft, melspectrogram, stft
+from .spectral import istft, stft
 
 
 class Representation(NamedTuple):

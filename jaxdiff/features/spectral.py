@@ -1,22 +1,27 @@
-"""Short-time Fourier transform, mel spectrogram and decibels: librosa's names, defaults and orientation.
+"""Short-time Fourier transform, its inverse, and decibels: librosa's names, defaults and orientation.
 
-    X[k, m] = sum_n w[n] y[n + m hop] exp(-2 pi i k n / n_fft),      mel = M |X|^power,      dB = 10 log10(S / ref)
+    X[k, m] = sum_n w[n] y[n + m hop] exp(-2 pi i k n / n_fft),      dB = 10 log10(S / ref)
 
 Every function takes any leading axes, is pure `jax.numpy` and works under jit, vmap and grad. Gradients stay finite at
-silence. Frames, window and filter bank are computed in double precision on the host and cast to the signal's dtype.
+silence. Windows are computed in double precision on the host and cast to the signal's dtype.
 """
 
 import functools
 from collections.abc import Callable
+from typing import Literal
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Complex, Float
 
-from .windows import frame, hann, overlap_add
+from .transform import each_item, transform
+from .windows import Window, fft_window, frame, overlap_add, squared_envelope
+
+Method = Literal["auto", "fft", "matmul"]
 
 
-def _lengths(n_fft: int, hop_length: int | None, win_length: int | None) -> tuple[int, int]:
+def frame_sizes(n_fft: int, hop_length: int | None, win_length: int | None) -> tuple[int, int]:
     """Resolve librosa's defaults (window as long as the frame, a quarter of it as hop) and refuse impossible sizes."""
     win_length = n_fft if win_length is None else win_length
     hop_length = win_length // 4 if hop_length is None else hop_length
@@ -28,157 +33,177 @@ def _lengths(n_fft: int, hop_length: int | None, win_length: int | None) -> tupl
     return hop_length, win_length
 
 
-def _check_wave(y: Array) -> None:
+def check_wave(y: Array) -> None:
+    """Refuse integer samples, whose full scale is unknown."""
     if not jnp.issubdtype(y.dtype, jnp.floating):
         raise TypeError(f"the waveform must be floating point in [-1, 1], got {y.dtype}; divide by full scale first")
 
 
+def cut_frames(
+    y: Float[Array, "... samples"], frame_length: int, hop_length: int, center: bool, pad_mode: str
+) -> Float[Array, "... frames length"]:
+    """Frames of a checked waveform, with `center` around the samples 0, hop_length, 2 hop_length ..."""
+    check_wave(y)
+    if center:
+        y = jnp.pad(y, [(0, 0)] * (y.ndim - 1) + [(frame_length // 2, frame_length // 2)], mode=pad_mode)
+    if y.shape[-1] < frame_length:
+        raise ValueError(
+            f"the waveform has {y.shape[-1]} samples, a frame needs {frame_length}; use center or shorter frames"
+        )
+    return frame(y, frame_length, hop_length)
+
+
+@functools.lru_cache(maxsize=16)
+def _fourier_basis(n_fft: int) -> tuple[np.ndarray, np.ndarray]:
+    """cos and -sin of 2 pi k n / n_fft, both `[n_fft, 1 + n_fft // 2]` in float64."""
+    turns = np.outer(np.arange(n_fft), np.arange(1 + n_fft // 2)) % n_fft / n_fft
+    return np.cos(2 * np.pi * turns), -np.sin(2 * np.pi * turns)
+
+
+def rfft(frames: Float[Array, "... length"], method: Method = "auto") -> Complex[Array, "... bins"]:
+    """Real Fourier transform by FFT or by one matrix product in full precision (a TPU's FFT cannot be given one)."""
+
+    def matmul(x):
+        real, imag = (jnp.matmul(x, jnp.asarray(b, x.dtype), precision="highest") for b in _fourier_basis(x.shape[-1]))
+        return jax.lax.complex(real, imag)
+
+    return _by_method(method, jnp.fft.rfft, matmul, frames)
+
+
+def irfft(bins: Complex[Array, "... bins"], n_fft: int, method: Method = "auto") -> Float[Array, "... length"]:
+    """The inverse of `rfft`."""
+
+    def matmul(X):
+        cos, sin = _fourier_basis(n_fft)
+        weight = np.full(1 + n_fft // 2, 2 / n_fft)
+        weight[0] = 1 / n_fft
+        weight[-1] = 1 / n_fft if n_fft % 2 == 0 else 2 / n_fft
+        cos, sin = (jnp.asarray((b * weight).T, X.real.dtype) for b in (cos, sin))
+        return jnp.matmul(X.real, cos, precision="highest") + jnp.matmul(X.imag, sin, precision="highest")
+
+    return _by_method(method, lambda X: jnp.fft.irfft(X, n=n_fft), matmul, bins)
+
+
+def _by_method(method: Method, fft: Callable, matmul: Callable, x: Array) -> Array:
+    if method == "auto":
+        return jax.lax.platform_dependent(x, tpu=matmul, default=fft)
+    if method not in ("fft", "matmul"):
+        raise ValueError(f"method {method!r} is unknown; use 'auto', 'fft' or 'matmul'")
+    return fft(x) if method == "fft" else matmul(x)
+
+
+def frame_spectra(
+    y: Float[Array, " samples"],
+    n_fft: int,
+    hop_length: int,
+    win_length: int,
+    window: Window,
+    center: bool,
+    pad_mode: str,
+    method: Method,
+) -> Complex[Array, "frames bins"]:
+    """The STFT of one waveform, frames first: what every spectral transform starts from."""
+    frames = cut_frames(y, n_fft, hop_length, center, pad_mode)
+    return rfft(frames * jnp.asarray(fft_window(window, win_length, n_fft), y.dtype), method)
+
+
+@transform
 def stft(
     y: Float[Array, "... samples"],
     *,
     n_fft: int = 2048,
     hop_length: int | None = None,
     win_length: int | None = None,
+    window: Window = "hann",
     center: bool = True,
     pad_mode: str = "constant",
+    method: Method = "auto",
 ) -> Complex[Array, "... bins frames"]:
-    """Short-time Fourier transform with a periodic Hann window, as `librosa.stft`.
+    """Short-time Fourier transform, as `librosa.stft`.
 
-    `n_fft`, `hop_length` and `win_length` are in samples. With `center`, `n_fft // 2` samples of padding on each side
-    put frame m around sample `m * hop_length`; `pad_mode` is any mode of `jax.numpy.pad`.
+    `n_fft`, `hop_length` and `win_length` are in samples; `window` is a name or (name, parameter) tuple of
+    `scipy.signal.get_window`. With `center`, `n_fft // 2` samples of padding on each side put frame m around sample
+    `m * hop_length`; `pad_mode` is any mode of `jax.numpy.pad`. `method` is "fft", "matmul" or "auto" (a matrix product
+    on TPU, whose FFT is imprecise).
 
     >>> stft(jnp.ones(1024), n_fft=256, hop_length=64).shape
     (129, 17)
     """
-    _check_wave(y)
-    hop_length, win_length = _lengths(n_fft, hop_length, win_length)
-    if center:
-        y = jnp.pad(y, [(0, 0)] * (y.ndim - 1) + [(n_fft // 2, n_fft // 2)], mode=pad_mode)
-    if y.shape[-1] < n_fft:
-        raise ValueError(f"the waveform has {y.shape[-1]} samples, n_fft {n_fft} needs at least as many; use center")
-    frames = frame(y, n_fft, hop_length) * jnp.asarray(hann(win_length, n_fft), y.dtype)
-    return jnp.fft.rfft(frames).mT
+    check_wave(y)
+    hop_length, win_length = frame_sizes(n_fft, hop_length, win_length)
+    options = (n_fft, hop_length, win_length, window, center, pad_mode, method)
+    return each_item(lambda item: frame_spectra(item, *options).mT, y)
 
 
+@transform
 def istft(
     stft_matrix: Complex[Array, "... bins frames"],
     *,
     hop_length: int | None = None,
     win_length: int | None = None,
     n_fft: int | None = None,
+    window: Window = "hann",
     center: bool = True,
     length: int | None = None,
+    method: Method = "auto",
 ) -> Float[Array, "... samples"]:
     """Inverse STFT by weighted overlap-add, the least-squares inverse (Griffin & Lim 1984, eq. 6), as `librosa.istft`.
 
     `length` in samples trims or zero-pads the result; without it a centred transform of m frames gives
-    `(m - 1) * hop_length` samples (for even `n_fft`).
+    `(m - 1) * hop_length` samples (for even `n_fft`). A hop that leaves samples outside every window is refused.
 
     >>> y = jnp.sin(jnp.arange(1024.0))
     >>> bool(jnp.allclose(istft(stft(y, n_fft=256), length=1024), y, atol=1e-5))
     True
     """
     n_fft = 2 * (stft_matrix.shape[-2] - 1) if n_fft is None else n_fft
-    hop_length, win_length = _lengths(n_fft, hop_length, win_length)
+    hop_length, win_length = frame_sizes(n_fft, hop_length, win_length)
+    if stft_matrix.shape[-2] != 1 + n_fft // 2:
+        raise ValueError(f"the STFT has {stft_matrix.shape[-2]} bins, n_fft {n_fft} gives {1 + n_fft // 2}")
+    check_invertible(window, win_length, n_fft, hop_length)
     count = stft_matrix.shape[-1]
-    window = hann(win_length, n_fft)
-    frames = jnp.fft.irfft(stft_matrix.mT, n=n_fft)
-    y = overlap_add(frames * jnp.asarray(window, frames.dtype), hop_length)
-    y = y * jnp.asarray(_inverse_envelope(n_fft, hop_length, win_length, count), y.dtype)
+    envelope = squared_envelope(window, win_length, n_fft, hop_length, count)
+    inverse = 1 / np.where(envelope > np.finfo(np.float32).tiny, envelope, 1.0)
     start = n_fft // 2 if center else 0
-    stop = start + length if length is not None else y.shape[-1] - start
-    y = y[..., start:stop]
-    missing = 0 if length is None else length - y.shape[-1]
-    return jnp.pad(y, [(0, 0)] * (y.ndim - 1) + [(0, missing)]) if missing > 0 else y
+    stop = start + length if length is not None else (count - 1) * hop_length + n_fft - start
+
+    def one(X: Array) -> Array:
+        frames = irfft(X.mT, n_fft, method)
+        y = overlap_add(frames * jnp.asarray(fft_window(window, win_length, n_fft), frames.dtype), hop_length)
+        y = (y * jnp.asarray(inverse, y.dtype))[start:stop]
+        return jnp.pad(y, (0, stop - start - len(y)))  # a length beyond the last frame
+
+    return each_item(one, stft_matrix, axes=2)
 
 
-@functools.lru_cache(maxsize=32)
-def _inverse_envelope(n_fft: int, hop_length: int, win_length: int, count: int) -> np.ndarray:
-    """1 / sum of the squared, shifted windows where that exceeds the smallest float32, else 1."""
-    squared = hann(win_length, n_fft) ** 2
-    total = np.zeros((count - 1) * hop_length + n_fft)
-    for m in range(count):
-        total[m * hop_length : m * hop_length + n_fft] += squared
-    return 1 / np.where(total > np.finfo(np.float32).tiny, total, 1.0)
+def check_invertible(window: Window, win_length: int, n_fft: int, hop_length: int) -> None:
+    """Refuse a hop at which some sample has no weight in any window."""
+    squared = fft_window(window, win_length, n_fft) ** 2
+    if min(squared[i::hop_length].sum() for i in range(hop_length)) <= 1e-10 * squared.max():
+        raise ValueError(
+            f"hop_length {hop_length} cannot be inverted: with a {window} window of {win_length} samples some samples "
+            f"have no weight; use at most {win_length // 2}"
+        )
 
 
-def hz_to_mel(frequencies: np.ndarray | float, htk: bool = False) -> np.ndarray | np.floating:
-    """Frequencies in Hz to mels: Slaney's Auditory Toolbox scale (linear below 1 kHz) or the HTK formula."""
-    frequencies = np.asarray(frequencies, np.float64)
-    if htk:
-        return 2595.0 * np.log10(1.0 + frequencies / 700.0)
-    logarithmic = 15.0 + 27.0 * np.log(np.maximum(frequencies, 1e-10) / 1000.0) / np.log(6.4)
-    return np.where(frequencies >= 1000.0, logarithmic, frequencies * 3.0 / 200.0)
+@transform
+def magphase(D: Complex[Array, "... bins frames"], *, power: float = 1.0) -> tuple[Array, Array]:
+    """Magnitude to `power` and phase `exp(i angle)` of a complex spectrogram, as `librosa.magphase`; phase 1 at zero.
 
-
-def mel_to_hz(mels: np.ndarray | float, htk: bool = False) -> np.ndarray | np.floating:
-    """The inverse of `hz_to_mel`."""
-    mels = np.asarray(mels, np.float64)
-    if htk:
-        return 700.0 * (10.0 ** (mels / 2595.0) - 1.0)
-    return np.where(mels >= 15.0, 1000.0 * 6.4 ** ((mels - 15.0) / 27.0), mels * 200.0 / 3.0)
-
-
-@functools.cache
-def mel_filterbank(
-    sr: float,
-    n_fft: int,
-    n_mels: int = 128,
-    fmin: float = 0.0,
-    fmax: float | None = None,
-    htk: bool = False,
-    norm: str | None = "slaney",
-) -> np.ndarray:
-    """Triangular mel filters `[n_mels, 1 + n_fft // 2]` in float64, as `librosa.filters.mel`.
-
-    `fmin` and `fmax` in Hz (`fmax` defaults to half of `sr`); `norm="slaney"` gives each triangle unit area.
+    >>> [float(x[0, 0].real) for x in magphase(jnp.full((1, 1), -3 + 0j), power=2.0)]
+    [9.0, -1.0]
     """
-    fmax = sr / 2 if fmax is None else fmax
-    if not 0 <= fmin < fmax <= sr / 2:
-        raise ValueError(f"fmin {fmin} Hz and fmax {fmax} Hz must satisfy 0 <= fmin < fmax <= {sr / 2} Hz (half of sr)")
-    if norm not in ("slaney", None):
-        raise ValueError(f"norm {norm!r} is unknown; use 'slaney' or None")
-    bins = np.linspace(0, sr / 2, 1 + n_fft // 2) if n_fft % 2 == 0 else np.fft.rfftfreq(n_fft, 1 / sr)
-    edges = mel_to_hz(np.linspace(hz_to_mel(fmin, htk), hz_to_mel(fmax, htk), n_mels + 2), htk)
-    slopes = (edges[:, None] - bins) / np.diff(edges, append=np.nan)[:, None]
-    rising, falling = -slopes[:-2], (edges[2:, None] - bins) / np.diff(edges)[1:, None]
-    filters = np.maximum(0, np.minimum(rising, falling))
-    if norm == "slaney":
-        filters *= (2 / (edges[2:] - edges[:-2]))[:, None]
-    filters.flags.writeable = False
-    return filters
+    magnitude = jnp.abs(D)
+    return magnitude if power == 1 else magnitude**power, unit_phase(D)
 
 
-def melspectrogram(
-    y: Float[Array, "... samples"],
-    *,
-    sr: float = 22050,
-    n_fft: int = 2048,
-    hop_length: int | None = None,
-    win_length: int | None = None,
-    center: bool = True,
-    pad_mode: str = "constant",
-    power: float = 2.0,
-    n_mels: int = 128,
-    fmin: float = 0.0,
-    fmax: float | None = None,
-    htk: bool = False,
-    norm: str | None = "slaney",
-) -> Float[Array, "... mels frames"]:
-    """Mel-scaled spectrogram of a waveform, as `librosa.feature.melspectrogram` (there `hop_length` defaults to 512).
-
-    `sr`, `fmin` and `fmax` in Hz, lengths in samples; `power` 2 is energy, 1 is magnitude.
-
-    >>> melspectrogram(jnp.ones(4096), sr=16000, n_fft=512, hop_length=128, n_mels=40).shape
-    (40, 33)
-    """
-    hop_length = 512 if hop_length is None else hop_length
-    X = stft(y, n_fft=n_fft, hop_length=hop_length, win_length=win_length, center=center, pad_mode=pad_mode)
-    S = X.real**2 + X.imag**2 if power == 2.0 else jnp.abs(X) ** power
-    filters = jnp.asarray(mel_filterbank(sr, n_fft, n_mels, fmin, fmax, htk, norm), S.dtype)
-    return jnp.einsum("...fm,nf->...nm", S, filters, precision="highest")
+def unit_phase(D: Complex[Array, "..."]) -> Complex[Array, "..."]:
+    """`D / |D|`, and 1 where `|D|` is below 1e-12, too small to have a phase; the gradient there is 0."""
+    D = jnp.where(D.real**2 + D.imag**2 < 1e-24, 1, D)
+    return D * jax.lax.rsqrt(D.real**2 + D.imag**2)
 
 
+@transform
 def power_to_db(
     S: Float[Array, "... bins frames"],
     *,
@@ -194,10 +219,55 @@ def power_to_db(
     >>> power_to_db(jnp.array([[1.0, 0.1, 1e-20]])).tolist()
     [[0.0, -10.0, -80.0]]
     """
+    _check_range(amin, top_db)
+    return _decibels(S, jnp.abs(ref(S, axis=(-2, -1), keepdims=True)) if callable(ref) else abs(ref), amin, top_db)
+
+
+@transform
+def amplitude_to_db(
+    S: Float[Array, "... bins frames"],
+    *,
+    ref: float | Callable[..., Array] = 1.0,
+    amin: float = 1e-5,
+    top_db: float | None = 80.0,
+) -> Float[Array, "... bins frames"]:
+    """Magnitudes in decibels, `20 log10(max(S, amin) / ref)`, as `librosa.amplitude_to_db`; see `power_to_db`.
+
+    >>> amplitude_to_db(jnp.array([[1.0, 0.1]])).tolist()
+    [[0.0, -20.0]]
+    """
+    _check_range(amin, top_db)
+    reference = jnp.abs(ref(S, axis=(-2, -1), keepdims=True)) if callable(ref) else abs(ref)
+    return _decibels(S**2, reference**2, amin**2, top_db)
+
+
+def _check_range(amin: float, top_db: float | None) -> None:
     if amin <= 0:
         raise ValueError(f"amin must be positive, got {amin}")
     if top_db is not None and top_db < 0:
         raise ValueError(f"top_db must not be negative, got {top_db}")
-    ref_value = jnp.abs(ref(S, axis=(-2, -1), keepdims=True)) if callable(ref) else jnp.asarray(abs(ref), S.dtype)
-    db = 10.0 * (jnp.log10(jnp.maximum(S, amin)) - jnp.log10(jnp.maximum(ref_value, amin)))
+
+
+def _decibels(power: Array, reference: Array | float, amin: float, top_db: float | None) -> Array:
+    db = 10.0 * (jnp.log10(jnp.maximum(power, amin)) - jnp.log10(jnp.maximum(reference, amin)))
     return db if top_db is None else jnp.maximum(db, db.max(axis=(-2, -1), keepdims=True) - top_db)
+
+
+@transform
+def db_to_power(S_db: Float[Array, "..."], *, ref: float = 1.0) -> Float[Array, "..."]:
+    """`ref * 10^(S_db / 10)`, the inverse of `power_to_db` above its floor.
+
+    >>> float(db_to_power(jnp.array(-10.0), ref=2.0))
+    0.2
+    """
+    return ref * 10.0 ** (0.1 * S_db)
+
+
+@transform
+def db_to_amplitude(S_db: Float[Array, "..."], *, ref: float = 1.0) -> Float[Array, "..."]:
+    """`ref * 10^(S_db / 20)`, the inverse of `amplitude_to_db` above its floor.
+
+    >>> float(db_to_amplitude(jnp.array(-20.0), ref=3.0))
+    0.3
+    """
+    return ref * 10.0 ** (0.05 * S_db)

@@ -1,6 +1,6 @@
-"""Cut a signal into overlapping frames and add overlapping frames back together.
+"""Windows; cutting a signal into overlapping frames; adding overlapping frames back together.
 
-Both work on blocks of `hop_length` samples: a frame of `n_fft` samples is `ceil(n_fft / hop_length)` neighbouring
+Framing works on blocks of `hop_length` samples: a frame of `n_fft` samples is `ceil(n_fft / hop_length)` neighbouring
 blocks, so framing is a few slices and overlap-add a few shifted sums, for any ratio of the two lengths. That moves each
 sample once per block instead of gathering or scattering single elements.
 """
@@ -9,17 +9,36 @@ import functools
 
 import jax.numpy as jnp
 import numpy as np
+import scipy.signal
 from jaxtyping import Array, Float, Num
+
+Window = str | tuple
 
 
 @functools.cache
-def hann(win_length: int, n_fft: int) -> np.ndarray:
-    """Periodic Hann window of `win_length` samples, zero-padded on both sides to `n_fft` (float64, as librosa)."""
-    window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(win_length) / win_length)
+def fft_window(window: Window, win_length: int, n_fft: int) -> np.ndarray:
+    """Periodic window of `win_length` samples, zero-padded on both sides to `n_fft` (float64, as librosa).
+
+    `window` is a name or a (name, parameter) tuple that `scipy.signal.get_window` knows.
+    """
+    try:
+        values = scipy.signal.get_window(window, win_length, fftbins=True)
+    except (ValueError, KeyError) as error:
+        raise ValueError(f"window {window!r} is unknown to scipy.signal.get_window ({error}); use 'hann'") from None
     left = (n_fft - win_length) // 2
-    window = np.pad(window, (left, n_fft - win_length - left))
-    window.flags.writeable = False
-    return window
+    values = np.pad(values, (left, n_fft - win_length - left))
+    values.flags.writeable = False
+    return values
+
+
+@functools.lru_cache(maxsize=32)
+def squared_envelope(window: Window, win_length: int, n_fft: int, hop_length: int, count: int) -> np.ndarray:
+    """Sum of `count` squared windows, each `hop_length` samples after the one before (float64)."""
+    squared = fft_window(window, win_length, n_fft) ** 2
+    total = np.zeros((count - 1) * hop_length + n_fft)
+    for m in range(count):
+        total[m * hop_length : m * hop_length + n_fft] += squared
+    return total
 
 
 def frame(y: Float[Array, "... samples"], frame_length: int, hop_length: int) -> Float[Array, "... frames length"]:

@@ -1,0 +1,176 @@
+"""Change a sound through its STFT: split it into harmonic and percussive parts, stretch its time, shift its pitch.
+
+librosa's names and defaults. Sources: Fitzgerald 2010 and Driedger et al. 2014 (median filtering, margins); Flanagan &
+Golden 1966, Laroche & Dolson 1999 (phase vocoder).
+"""
+
+from fractions import Fraction
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Complex, Float
+
+from .resample import resample
+from .spectral import frame_sizes, istft, magphase, stft, unit_phase
+from .transform import each_item, transform
+from .windows import Window
+
+
+def _median(x: Float[Array, "bins frames"], size: int, axis: int) -> Float[Array, "bins frames"]:
+    """Running median of an odd number of values, the ends mirrored, by Batcher's sorting network on whole arrays."""
+    half = size // 2
+    width = [(0, 0), (0, 0)]
+    width[axis] = (half, half)
+    wide = jnp.pad(x, width, mode="symmetric")
+    rows = [jax.lax.slice_in_dim(wide, k, k + x.shape[axis], axis=axis) for k in range(size)]
+    p = 1
+    while p < size:
+        k = p
+        while k >= 1:
+            for j in range(k % p, size - k, 2 * k):
+                for i in range(min(k, size - j - k)):
+                    if (i + j) // (2 * p) == (i + j + k) // (2 * p):
+                        low, high = rows[i + j], rows[i + j + k]
+                        rows[i + j], rows[i + j + k] = jnp.minimum(low, high), jnp.maximum(low, high)
+            k //= 2
+        p *= 2
+    return rows[half]
+
+
+def _softmask(x: Array, other: Array, power: float, at_silence: float) -> Array:
+    """`x^power / (x^power + other^power)`, scaled first so that nothing over- or underflows."""
+    top = jnp.maximum(x, other)
+    silent = top < 1e-30
+    top = jnp.where(silent, 1, top)
+    if np.isinf(power):
+        return (x > other).astype(x.dtype)
+    a, b = (jnp.where(silent, 1, v / top) for v in (x, other))
+    a, b = (a**2, b**2) if power == 2 else (jnp.maximum(a, 1e-30) ** power, jnp.maximum(b, 1e-30) ** power)
+    return jnp.where(silent, at_silence, a / (a + b))
+
+
+@transform
+def hpss_masks(
+    S: Float[Array, "... bins frames"], *, kernel_size: int = 31, power: float = 2.0, margin: float = 1.0
+) -> tuple[Float[Array, "... bins frames"], Float[Array, "... bins frames"]]:
+    """Soft masks of the harmonic and the percussive part of a magnitude spectrogram.
+
+    Medians over `kernel_size` frames keep what lasts, over bins what is broad; a mask compares the `power`-th power of
+    one with that of `margin` times the other. With `margin` 1 both masks sum to 1; above, a residual is left out.
+
+    >>> steady = jnp.zeros((65, 40)).at[20].set(1.0)
+    >>> [float(m[20, 20]) for m in hpss_masks(steady, kernel_size=5)]
+    [1.0, 0.0]
+    """
+    if kernel_size < 1 or kernel_size % 2 == 0:
+        raise ValueError(f"kernel_size must be a positive odd number, got {kernel_size}")
+    if margin < 1 or power <= 0:
+        raise ValueError(f"margin must be at least 1 and power positive, got {margin} and {power}")
+    if half := max(0, kernel_size // 2 - min(S.shape[-2:])):
+        raise ValueError(f"kernel_size {kernel_size} needs {kernel_size // 2} bins and frames, {half} more than S has")
+
+    def one(S: Array) -> tuple[Array, Array]:
+        harmonic, percussive = _median(S, kernel_size, 1), _median(S, kernel_size, 0)
+        rest = 0.5 if margin == 1 else 0.0
+        return (
+            _softmask(harmonic, margin * percussive, power, rest),
+            _softmask(percussive, margin * harmonic, power, rest),
+        )
+
+    return each_item(one, S, axes=2)
+
+
+@transform
+def hpss(
+    y: Float[Array, "... samples"],
+    *,
+    kernel_size: int = 31,
+    power: float = 2.0,
+    margin: float = 1.0,
+    n_fft: int = 2048,
+    hop_length: int | None = None,
+    win_length: int | None = None,
+    window: Window = "hann",
+) -> tuple[Float[Array, "... samples"], Float[Array, "... samples"]]:
+    """The harmonic and the percussive part of a waveform, as `librosa.effects.hpss`; see `hpss_masks`.
+
+    >>> y = jnp.sin(jnp.arange(8192.0))
+    >>> harmonic, percussive = hpss(y)
+    >>> bool(jnp.abs(harmonic + percussive - y).max() < 1e-4)
+    True
+    """
+    options = dict(hop_length=hop_length, win_length=win_length, window=window)
+    D = stft(y, n_fft=n_fft, **options)
+    masks = hpss_masks(jnp.abs(D), kernel_size=kernel_size, power=power, margin=margin)
+    harmonic, percussive = (istft(D * m, n_fft=n_fft, **options, length=y.shape[-1]) for m in masks)
+    return harmonic, percussive
+
+
+@transform
+def phase_vocoder(D: Complex[Array, "... bins frames"], *, rate: float) -> Complex[Array, "... bins stretched"]:
+    """An STFT played `rate` times as fast, `ceil(frames / rate)` frames long.
+
+    Magnitudes are interpolated; a bin's phase turns from frame to frame as it does in `D` at that time. Only turns are
+    multiplied, as unit complex numbers, so no angle is ever unwrapped and rate 1 returns `D`.
+
+    >>> phase_vocoder(jnp.ones((5, 10), jnp.complex64), rate=2.0).shape
+    (5, 5)
+    """
+    if not rate > 0:
+        raise ValueError(f"rate must be positive, got {rate}")
+    frames = D.shape[-1]
+    times = np.arange(0, frames, rate)
+    index = times.astype(int)
+    share = jnp.asarray(times - index, D.real.dtype)
+    D = jnp.pad(D, [(0, 0)] * (D.ndim - 1) + [(0, 2)])
+    magnitude, phase = magphase(D)
+    turn = phase[..., 1:] * phase[..., :-1].conj()
+    steps = jnp.concatenate([phase[..., :1], turn[..., index[:-1]]], axis=-1)
+    spun = unit_phase(jax.lax.associative_scan(jnp.multiply, steps, axis=-1))
+    return ((1 - share) * magnitude[..., index] + share * magnitude[..., index + 1]) * spun
+
+
+@transform
+def time_stretch(
+    y: Float[Array, "... samples"],
+    *,
+    rate: float,
+    n_fft: int = 2048,
+    hop_length: int | None = None,
+    win_length: int | None = None,
+    window: Window = "hann",
+) -> Float[Array, "... stretched"]:
+    """`y` at `rate` times the speed with its pitch kept: `round(samples / rate)` samples.
+
+    >>> time_stretch(jnp.ones(8000), rate=2.0).shape
+    (4000,)
+    """
+    hop_length, win_length = frame_sizes(n_fft, hop_length, win_length)
+    options = dict(hop_length=hop_length, win_length=win_length, n_fft=n_fft, window=window)
+    return istft(phase_vocoder(stft(y, **options), rate=rate), **options, length=round(y.shape[-1] / rate))
+
+
+@transform
+def pitch_shift(
+    y: Float[Array, "... samples"],
+    *,
+    n_steps: float,
+    bins_per_octave: int = 12,
+    n_fft: int = 2048,
+    hop_length: int | None = None,
+    win_length: int | None = None,
+    window: Window = "hann",
+) -> Float[Array, "... samples"]:
+    """`y` shifted by `n_steps` steps of `1 / bins_per_octave` octave, its length kept: stretched, then resampled.
+
+    Steps are rounded to a ratio of small numbers, within 0.03 cents; no sample rate is needed.
+
+    >>> pitch_shift(jnp.ones(8000), n_steps=3.0).shape
+    (8000,)
+    """
+    rate = Fraction(2.0 ** (-n_steps / bins_per_octave)).limit_denominator(256)  # within 0.03 cents
+    options = dict(n_fft=n_fft, hop_length=hop_length, win_length=win_length, window=window)
+    slow = time_stretch(y, rate=float(rate), **options)
+    shifted = resample(slow, orig_sr=rate.denominator, target_sr=rate.numerator)[..., : y.shape[-1]]
+    return jnp.pad(shifted, [(0, 0)] * (y.ndim - 1) + [(0, y.shape[-1] - shifted.shape[-1])])

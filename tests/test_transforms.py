@@ -1,0 +1,142 @@
+"""What every transform promises, over one table of all of them: batches equal items, gradients are finite and right."""
+
+import inspect
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxdiff import features
+
+SR, SAMPLES = 8000, 1600
+STFT = dict(n_fft=256, hop_length=64)
+MEL = dict(sr=SR, n_mels=12, **STFT)
+
+
+def wave(y):
+    return y
+
+
+def magnitudes(y):
+    return jnp.abs(features.stft(y, **STFT))
+
+
+def spectrum(y):
+    return features.stft(y, **STFT)
+
+
+def mel(y):
+    return features.melspectrogram(y, **MEL)
+
+
+TRANSFORMS = {  # name: (what its input is made of, options)
+    "stft": (wave, STFT),
+    "istft": (spectrum, dict(hop_length=64)),
+    "magphase": (spectrum, dict()),
+    "power_to_db": (mel, dict(ref=jnp.max)),
+    "amplitude_to_db": (magnitudes, dict()),
+    "db_to_power": (mel, dict()),
+    "db_to_amplitude": (mel, dict()),
+    "melspectrogram": (wave, MEL),
+    "mfcc": (wave, dict(n_mfcc=5, lifter=3.0, **MEL)),
+    "delta": (mel, dict(width=5)),
+    "spectral_centroid": (wave, dict(sr=SR, **STFT)),
+    "spectral_bandwidth": (wave, dict(sr=SR, **STFT)),
+    "spectral_rolloff": (wave, dict(sr=SR, **STFT)),
+    "spectral_flatness": (wave, STFT),
+    "spectral_contrast": (wave, dict(sr=SR, n_bands=4, **STFT)),
+    "rms": (wave, dict(frame_length=256, hop_length=64)),
+    "zero_crossing_rate": (wave, dict(frame_length=256, hop_length=64)),
+    "onset_strength": (wave, dict(sr=SR, **STFT)),
+    "yin": (wave, dict(fmin=100.0, fmax=1000.0, sr=SR, frame_length=256)),
+    "pyin": (wave, dict(fmin=100.0, fmax=1000.0, sr=SR, frame_length=256, fill_na=0.0)),
+    "mel_to_stft": (mel, dict(sr=SR, n_fft=256, n_iter=4)),
+    "griffinlim": (magnitudes, dict(n_iter=2, hop_length=64)),
+    "mel_to_audio": (mel, dict(sr=SR, n_iter=2, **STFT)),
+    "mfcc_to_mel": (lambda y: 0.1 * mel(y), dict(n_mels=16)),
+    "mfcc_to_audio": (lambda y: 0.1 * mel(y), dict(sr=SR, n_mels=16, n_iter=2, **STFT)),
+    "hpss_masks": (magnitudes, dict(kernel_size=5)),
+    "hpss": (wave, dict(kernel_size=5, **STFT)),
+    "phase_vocoder": (spectrum, dict(rate=1.3)),
+    "time_stretch": (wave, dict(rate=0.8, **STFT)),
+    "pitch_shift": (wave, dict(n_steps=2.0, **STFT)),
+    "cqt": (wave, dict(sr=SR, hop_length=64, fmin=200.0, n_bins=24)),
+    "vqt": (wave, dict(sr=SR, hop_length=64, fmin=200.0, n_bins=24, gamma=5.0)),
+    "chroma_stft": (wave, dict(sr=SR, **STFT)),
+    "chroma_cqt": (wave, dict(sr=SR, hop_length=64, fmin=200.0, n_octaves=3)),
+    "resample": (wave, dict(orig_sr=SR, target_sr=6000)),
+}
+# Discrete, or iterated from a kink: the derivative along a direction is not that of one smooth piece.
+NOT_SMOOTH = {"spectral_rolloff", "zero_crossing_rate", "pyin", "yin", "hpss_masks", "hpss", "spectral_contrast"}
+NO_TRANSFORM = {  # representations, streams, filter banks and augmentations have their own tests
+    "Normalization", "Representation", "Stream", "chain", "compressed_stft", "fit_normalization", "log_mel",
+    "normalize", "patches", "each_item", "transform", "hz_to_mel", "mel_to_hz", "mel_filterbank", "fft_frequencies",
+    "stft_stream", "istft_stream", "melspectrogram_stream",
+}  # fmt: skip
+
+
+def run(name: str):
+    """The transform on what its input is made of, outputs as real arrays in a tuple."""
+    prepare, options = TRANSFORMS[name]
+
+    def call(y):
+        out = getattr(features, name)(prepare(y), **options)
+        leaves = [o for o in jax.tree.leaves(out) if not jnp.issubdtype(o.dtype, jnp.bool_)]
+        parts = [(o.real, o.imag) if jnp.iscomplexobj(o) else (o,) for o in leaves]
+        return tuple(p for part in parts for p in part)
+
+    return call
+
+
+def weighted_sum(name: str):
+    """One number from all outputs, each weighed differently, so that no part of a gradient cancels."""
+
+    def call(y):
+        return sum(jnp.sum(o * jnp.cos(jnp.arange(o.size)).reshape(o.shape)) for o in run(name)(y))
+
+    return call
+
+
+def sound(*lead: int, seed: int = 0) -> np.ndarray:
+    t = np.arange(SAMPLES) / SR
+    y = np.sin(2 * np.pi * 310 * t) + 0.3 * np.random.default_rng(seed).standard_normal((*lead, SAMPLES))
+    return y.astype(np.float32)
+
+
+def test_the_table_holds_every_public_transform():
+    public = {n for n, f in vars(features).items() if callable(f) and not n.startswith("_") and not inspect.ismodule(f)}
+    assert set(TRANSFORMS) <= public
+    assert public - set(TRANSFORMS) == NO_TRANSFORM & public
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_a_batch_gives_what_its_items_give(name):
+    y = sound(2, 2) * np.array([[1, 0.1], [3, 0]], np.float32)[..., None]
+    one = jax.jit(run(name))
+    for together, *items in zip(jax.jit(run(name))(y), *(one(y[i, j]) for i in (0, 1) for j in (0, 1)), strict=True):
+        expected = np.stack(items).reshape(together.shape)
+        np.testing.assert_allclose(together, expected, rtol=0, atol=1e-6 * max(1e-6, np.abs(expected).max()))
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_gradients_are_finite(name):
+    gradient = jax.jit(jax.grad(weighted_sum(name)))
+    silence = np.zeros(SAMPLES, np.float32)
+    impulse = silence.copy()
+    impulse[700] = 1
+    for kind, y in dict(silence=silence, subnormal=silence + 1e-40, dc=silence + 0.5, impulse=impulse).items():
+        assert np.isfinite(gradient(np.float32(y))).all(), kind
+
+
+@pytest.mark.parametrize("name", sorted(set(TRANSFORMS) - NOT_SMOOTH))
+def test_gradients_equal_finite_differences(name):
+    with jax.enable_x64(True):
+        y, direction = (jnp.asarray(sound(seed=s), jnp.float64) for s in (1, 2))
+        f = jax.jit(weighted_sum(name))
+        slope = float(jax.jit(lambda y: jax.jvp(f, (y,), (direction,))[1])(y))
+        h = 1e-6
+        difference = float(f(y + h * direction) - f(y - h * direction)) / (2 * h)
+        through = float(jnp.vdot(jax.jit(jax.grad(f))(y), direction))
+        assert slope == pytest.approx(difference, rel=1e-4, abs=1e-6)
+        assert through == pytest.approx(slope, rel=1e-6, abs=1e-9)
