@@ -18,6 +18,11 @@ def noise(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
+def coarse_cqt(*arrays, **options):
+    """`chroma_cqt` with few bins, which compiles faster."""
+    return chroma_cqt(*arrays, **{"fmin": 200.0, "n_octaves": 2, "bins_per_octave": 12, **options})
+
+
 @pytest.mark.parametrize("n_fft", [512, 2048, 1023])
 @pytest.mark.parametrize(
     "options",
@@ -83,9 +88,9 @@ def test_spectrograms_are_taken_as_they_are():
     assert max_relative(chroma_stft(None, power), chroma_stft(y, n_fft=1024, hop_length=300)) <= 1e-5
     odd = jnp.abs(stft(y, n_fft=1023, hop_length=300)) ** 2
     assert max_relative(chroma_stft(None, odd, n_fft=1023), chroma_stft(y, n_fft=1023, hop_length=300)) <= 1e-5
-    C = cqt(y, n_bins=84)
+    C = cqt(y, n_bins=24, fmin=200.0)
     for given in (C, jnp.abs(C)):
-        assert max_relative(chroma_cqt(None, given, bins_per_octave=12), chroma_cqt(y, bins_per_octave=12)) <= 1e-6
+        assert max_relative(coarse_cqt(None, given), coarse_cqt(y)) <= 1e-6
 
 
 @pytest.mark.parametrize("chroma", [chroma_stft, chroma_cqt])
@@ -95,11 +100,6 @@ def test_a_note_is_its_pitch_class(chroma, note, pitch_class):
     column = np.asarray(chroma(y))[:, 20]
     assert np.argmax(column) == pitch_class and column[pitch_class] == 1
     assert column[(pitch_class + 6) % 12] < 0.05
-
-
-def coarse_cqt(y, **options):
-    """`chroma_cqt` with few bins, which compiles faster."""
-    return chroma_cqt(y, **{"fmin": 200.0, "n_octaves": 2, "bins_per_octave": 12, **options})
 
 
 CHROMAS = pytest.mark.parametrize("chroma", [chroma_stft, coarse_cqt])
@@ -139,9 +139,9 @@ def test_gradients_equal_finite_differences(norm):
         y, direction = (jnp.asarray(noise(1500, seed=s), jnp.float64) for s in (4, 5))
         weights = jnp.asarray(noise(12, 1, seed=2), jnp.float64)
         for f in (chroma_stft, coarse_cqt):
-            loss = lambda y, f=f: (weights * f(y, norm=norm)).sum()  # noqa: E731
+            loss = jax.jit(lambda y, f=f: (weights * f(y, norm=norm)).sum())
             slope = (loss(y + 1e-6 * direction) - loss(y - 1e-6 * direction)) / 2e-6
-            assert float(jnp.vdot(jax.grad(loss)(y), direction)) == pytest.approx(float(slope), rel=1e-5)
+            assert float(jnp.vdot(jax.jit(jax.grad(loss))(y), direction)) == pytest.approx(float(slope), rel=1e-5)
 
 
 def test_wrong_options_are_refused():

@@ -65,15 +65,20 @@ CASES = [
 
 
 @pytest.mark.parametrize(("options", "tolerance"), CASES, ids=[chosen(o) for o, _ in CASES])
-@pytest.mark.parametrize("y", [noise(30011), music(32768)], ids=["noise", "music"])
-def test_cqt_equals_librosa(y, options, tolerance):
-    assert max_relative(cqt(jnp.asarray(y), **options), librosa.cqt(y.astype(np.float64), **options)) <= tolerance
+def test_cqt_equals_librosa(options, tolerance):
+    y = np.stack([noise(20011), music(20011)])
+    for ours, reference in zip(
+        cqt(jnp.asarray(y), **options), librosa.cqt(y.astype(np.float64), **options), strict=True
+    ):
+        assert max_relative(ours, reference) <= tolerance
 
 
 @pytest.mark.parametrize("gamma", [None, 0.0, 20.0])
-@pytest.mark.parametrize("options", [dict(), dict(bins_per_octave=24, n_bins=150, hop_length=320)], ids=chosen)
+@pytest.mark.parametrize(
+    "options", [dict(), dict(bins_per_octave=24, n_bins=100, fmin=110.0, hop_length=320)], ids=chosen
+)
 def test_vqt_equals_librosa(gamma, options):
-    y = music(30011) + 0.1 * noise(30011)
+    y = music(20011) + 0.1 * noise(20011)
     reference = librosa.vqt(y.astype(np.float64), gamma=gamma, **options)
     assert max_relative(vqt(jnp.asarray(y), gamma=gamma, **options), reference) <= 5e-4
 
@@ -120,7 +125,7 @@ def test_a_sine_at_a_centre_peaks_there(k, scale):
     assert np.argmax(magnitude * (1 if scale else cqt_frequencies(84))) == k
 
 
-@pytest.mark.parametrize("lead", [(), (3,), (2, 3)])
+@pytest.mark.parametrize("lead", [(3,), (2, 3)])
 def test_batch_equals_items(lead):
     y = jnp.asarray(noise(*lead, 4001))
     each = y.reshape(-1, 4001)
@@ -147,7 +152,7 @@ def test_vmap_and_jit_equal_plain():
         assert max_relative(jax.jit(f)(y), f(y)) <= 1e-6
 
 
-@pytest.mark.parametrize("samples", [1, 2, 100, 511, 512, 513])
+@pytest.mark.parametrize("samples", [1, 100, 511, 512])
 def test_short_waves(samples):
     y = noise(samples)
     ours = cqt(jnp.asarray(y), n_bins=36, fmin=65.0)
@@ -157,25 +162,29 @@ def test_short_waves(samples):
         assert max_relative(ours, reference) <= 1e-2
 
 
-IMPULSES = np.zeros(6000, np.float32)
-IMPULSES[[0, 1, 2500, 5999]] = 1, -1, 0.5, 1
+IMPULSES = np.zeros(6001, np.float32)
+IMPULSES[[0, 1, 2500, 6000]] = 1, -1, 0.5, 1
 
 
-@pytest.mark.parametrize(
-    "y",
-    [noise(30011), speech(20000), IMPULSES, np.ones(5000, np.float32), noise(1), noise(2), noise(17), 0 * noise(400)],
-    ids=["noise", "speech", "impulses", "constant", "1 sample", "2 samples", "17 samples", "silence"],
-)
 @pytest.mark.parametrize(
     "options",
     [dict(), dict(bins_per_octave=48), dict(hop_length=5, fmin=300.0), dict(sr=16000, fmin=7900.0)],
     ids=chosen,
 )
-def test_icqt_inverts_exactly(y, options):
+def test_icqt_inverts_exactly(options):
+    y = np.stack([noise(6001), speech(6001), IMPULSES, np.ones(6001, np.float32)])
     C = invertible_cqt(jnp.asarray(y), **options)
-    assert C.dtype == jnp.complex64
-    back = np.asarray(icqt(C, length=len(y), **options))
-    assert back.shape == y.shape and np.abs(back - y).max() <= 2e-6 * max(1e-3, np.abs(y).max())
+    back = np.asarray(icqt(C, length=6001, **options))
+    assert C.dtype == jnp.complex64 and back.dtype == np.float32
+    for ours, sound in zip(back, y, strict=True):
+        assert max_relative(ours, sound) <= 2e-6
+
+
+@pytest.mark.parametrize("samples", [1, 2, 17, 640, 16384])
+def test_icqt_gives_any_length(samples):
+    y = noise(samples)
+    assert max_relative(icqt(invertible_cqt(jnp.asarray(y)), length=samples), y) <= 2e-6
+    assert not np.asarray(icqt(invertible_cqt(jnp.zeros(samples)), length=samples)).any()
 
 
 def test_invertible_cqt_keeps_energy():
@@ -225,9 +234,9 @@ def test_gradients_equal_finite_differences():
             return icqt(jnp.tanh(jnp.abs(invertible_cqt(y, fmin=500.0))) + 0j, length=1500, fmin=500.0)
 
         for f in (lambda y: jnp.abs(cqt(y, n_bins=24, fmin=300.0, hop_length=64)), there_and_back):
-            loss = lambda y, f=f: (f(y) ** 2).sum()  # noqa: E731
+            loss = jax.jit(lambda y, f=f: (f(y) ** 2).sum())
             slope = (loss(y + 1e-5 * direction) - loss(y - 1e-5 * direction)) / 2e-5
-            assert float(jnp.vdot(jax.grad(loss)(y), direction)) == pytest.approx(float(slope), rel=1e-6)
+            assert float(jnp.vdot(jax.jit(jax.grad(loss))(y), direction)) == pytest.approx(float(slope), rel=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -69,10 +69,16 @@ TRANSFORMS = {  # name: (what its input is made of, options)
 }
 # Discrete, or iterated from a kink: the derivative along a direction is not that of one smooth piece.
 NOT_SMOOTH = {"spectral_rolloff", "zero_crossing_rate", "pyin", "yin", "hpss_masks", "hpss", "spectral_contrast"}
-NO_TRANSFORM = {  # representations, streams, filter banks and augmentations have their own tests
+# Representations, streams and filter banks; loudness, filters and augmentation are held to the same in their own tests.
+NO_TRANSFORM = {
     "Normalization", "Representation", "Stream", "chain", "compressed_stft", "fit_normalization", "log_mel",
-    "normalize", "patches", "each_item", "transform", "hz_to_mel", "mel_to_hz", "mel_filterbank", "fft_frequencies",
-    "stft_stream", "istft_stream", "melspectrogram_stream",
+    "normalize", "patches", "hz_to_mel", "mel_to_hz", "mel_filterbank", "fft_frequencies", "stft_stream",
+    "istft_stream", "melspectrogram_stream", "chroma_filterbank", "cqt_frequencies", "invertible_cqt", "icqt",
+    "frame_loudness", "integrated_loudness", "momentary_loudness", "short_term_loudness", "loudness_range",
+    "true_peak", "normalize_loudness", "A_weighting", "C_weighting", "K_weighting", "biquad_response", "fft_convolve",
+    "sosfilt", "change_speed", "Augmentation", "Mixed", "add_noise", "background_noise", "bit_crush", "clipping",
+    "colored_noise", "compose", "equalizer", "frequency_masking", "gain", "high_pass", "low_pass", "mix_up",
+    "polarity_inversion", "reverberation", "room_response", "shift", "sometimes", "speed", "time_masking",
 }  # fmt: skip
 
 

@@ -49,8 +49,6 @@ from .filters import C_weighting as C_weighting
 from .filters import K_weighting as K_weighting
 from .filters import biquad_response as biquad_response
 from .filters import fft_convolve as fft_convolve
-from .filters import k_sections as k_sections
-from .filters import shape_spectrum as shape_spectrum
 from .filters import sosfilt as sosfilt
 from .loudness import frame_loudness as frame_loudness
 from .loudness import integrated_loudness as integrated_loudness
@@ -81,8 +79,6 @@ from .representations import log_mel as log_mel
 from .representations import normalize as normalize
 from .representations import patches as patches
 from .resample import change_speed as change_speed
-from .resample import kaiser_lowpass as kaiser_lowpass
-from .resample import polyphase as polyphase
 from .resample import resample as resample
 from .spectral import amplitude_to_db as amplitude_to_db
 from .spectral import db_to_amplitude as db_to_amplitude
