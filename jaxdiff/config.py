@@ -115,6 +115,7 @@ class Transformer:
     mlp_ratio: int = 4
     dropout: float = 0.0
     label_dropout: float = 0.1
+    absolute_positions: bool = False
     remat: bool = False
 
 

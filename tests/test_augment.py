@@ -73,29 +73,33 @@ def snr(y, noisy) -> np.ndarray:
 
 @pytest.mark.parametrize("name", EVERY)
 def test_a_batch_gives_what_its_items_give(name):
-    augment, y = EVERY[name], example(name, 2, 3)
-    run = jax.jit(augment)
+    run, y = jax.jit(EVERY[name]), example(name, 3)
     out = run(y, KEY)
     assert out.shape == y.shape and out.dtype == jnp.float32
-    items = y.reshape(6, *y.shape[2:])
-    each = np.stack([run(item, jax.random.fold_in(KEY, i)) for i, item in enumerate(items)])
-    assert max_relative(out.reshape(items.shape), each) <= 1e-6
+    assert max_relative(out, np.stack([run(item, jax.random.fold_in(KEY, i)) for i, item in enumerate(y)])) <= 1e-6
     assert (out == run(y, KEY)).all()
     if name != "polarity":
         assert (out != run(y, jax.random.key(8))).any()
-    same = run(jnp.broadcast_to(items[0], items.shape), KEY)  # equal sounds, different draws
-    assert name == "polarity" or (np.abs(np.diff(same, axis=0)).max(tuple(range(1, same.ndim))) > 0).any()
+        same = run(jnp.broadcast_to(y[0], y.shape), KEY)  # equal sounds, different draws
+        assert (same[1:] != same[0]).any()
+
+
+def test_leading_axes_are_numbered_in_order():
+    y = example("compose", 2, 3)
+    assert max_relative(EVERY["compose"](y, KEY).reshape(6, -1), EVERY["compose"](y.reshape(6, -1), KEY)) <= 1e-6
 
 
 @pytest.mark.parametrize("name", EVERY)
 def test_gradients_are_finite(name):
     y = example(name, 5) * jnp.array([0, 1e-39, 1e-20, 1, 1]).reshape(5, *[1] * EVERY[name].axes)
     y = y.at[3].set(0.5).at[4, ..., 1:].set(0)
-    out, pull = jax.vjp(lambda y: EVERY[name](y, KEY), y)
-    assert np.isfinite(out).all() and np.isfinite(jax.jit(pull)(jnp.ones_like(out))[0]).all()
+    total, gradient = jax.jit(jax.value_and_grad(lambda y: EVERY[name](y, KEY).sum()))(y)
+    assert np.isfinite(total) and np.isfinite(gradient).all()
 
 
-@pytest.mark.parametrize("name", [name for name in EVERY if name != "bit_crush"])
+@pytest.mark.parametrize(
+    "name", ["background_noise", "reverberation", "equalizer", "clipping", "speed", "compose", "time_masking"]
+)
 def test_gradients_equal_finite_differences(name):
     with jax.enable_x64(True):
         y, d = (jnp.asarray(waves(*example(name).shape, seed=seed).astype(np.float64)) for seed in (0, 1))
@@ -276,16 +280,15 @@ def test_channels_can_share_a_draw():
 
 
 def test_mix_up_mixes_partners():
-    y = jnp.asarray(waves(64, 3, 10))
+    y = jnp.asarray(waves(1000, 3, 2))
     mixed = mix_up(y, alpha=0.4, key=KEY)
-    weight = np.asarray(mixed.weight)[:, None, None]
-    assert max_relative(mixed.y, weight * y + (1 - weight) * y[mixed.partner]) <= 1e-6
-    assert sorted(mixed.partner.tolist()) == list(range(64))
-    weights = np.asarray(mix_up(jnp.ones((1000, 1)), alpha=0.4, key=KEY).weight)
-    assert weights.mean() == pytest.approx(0.5, abs=0.04)
-    assert weights.var() == pytest.approx(1 / (4 * (2 * 0.4 + 1)), abs=0.01)  # of Beta(a, a)
-    shorter = mix_up(y[:8], alpha=0.4, key=KEY)
-    assert (shorter.weight == mixed.weight[:8]).all()
+    weight = np.asarray(mixed.weight)
+    share = weight[:, None, None]
+    assert max_relative(mixed.y, share * y + (1 - share) * y[mixed.partner]) <= 1e-6
+    assert sorted(mixed.partner.tolist()) == list(range(1000))
+    assert weight.mean() == pytest.approx(0.5, abs=0.04)
+    assert weight.var() == pytest.approx(1 / (4 * (2 * 0.4 + 1)), abs=0.01)  # of Beta(a, a)
+    assert (mix_up(y[:8], alpha=0.4, key=KEY).weight == weight[:8]).all()
 
 
 def test_bad_arguments_are_refused():

@@ -392,3 +392,11 @@ def test_label_dropout_reaches_the_network(make):
     near = lambda a: np.abs(trained - a).max((1, 2)) <= 1e-5 * np.abs(a).max()  # noqa: E731
     assert (near(known) ^ near(unknown)).all()
     assert 0 < near(unknown).sum() < 16
+
+
+def test_absolute_positions_tell_the_first_frame_from_the_last():
+    """Equal frames stay equal under rotary positions alone, whatever the parameters."""
+    x, t = jnp.ones((1, 9, 2)), jnp.full(1, 0.4)
+    relative, absolute = (small_transformer(absolute_positions=a)(x, t)[0] for a in (False, True))
+    assert np.abs(relative - relative[0]).max() <= 1e-4 * np.abs(relative).max()
+    assert np.abs(absolute[0] - absolute[-1]).max() > 0.01 * np.abs(absolute).max()

@@ -167,7 +167,7 @@ def icqt(
     """The waveform of `length` samples whose `invertible_cqt` with the same options is `C`.
 
     The bands' squares add up to 1 at each frequency, so the frame is tight and its adjoint is its inverse (Velasco et
-    al. 2011, eq. 7). It does not invert `cqt`, which keeps too few frames.
+    al. 2011). It does not invert `cqt`, which keeps too few frames.
 
     >>> y = jnp.ones(500)
     >>> bool(jnp.allclose(icqt(invertible_cqt(y), length=500), y, atol=1e-5))
@@ -315,7 +315,7 @@ def _filters(
     return np.fft.fft(np.where(magnitude >= least, spectra, 0), n=size).T / size
 
 
-@functools.lru_cache(maxsize=16)
+@functools.lru_cache(maxsize=4)
 def _bands(length: int, sr: float, hop_length: int | None, fmin: float | None, bins_per_octave: int) -> tuple:
     """Bands of `invertible_cqt` on the frequencies of an FFT of `hop * frames` samples.
 

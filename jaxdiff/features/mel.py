@@ -22,7 +22,11 @@ Norm = Literal["slaney"] | float | None
 
 
 def hz_to_mel(frequencies: np.ndarray | float, htk: bool = False) -> np.ndarray | np.floating:
-    """Frequencies in Hz to mels: Slaney's Auditory Toolbox scale (linear below 1 kHz) or the HTK formula."""
+    """Frequencies in Hz to mels: Slaney's Auditory Toolbox scale (linear below 1 kHz) or the HTK formula.
+
+    >>> hz_to_mel(1000.0).item(), hz_to_mel(500.0).item()
+    (15.0, 7.5)
+    """
     frequencies = np.asarray(frequencies, np.float64)
     if htk:
         return 2595.0 * np.log10(1.0 + frequencies / 700.0)
@@ -31,7 +35,11 @@ def hz_to_mel(frequencies: np.ndarray | float, htk: bool = False) -> np.ndarray 
 
 
 def mel_to_hz(mels: np.ndarray | float, htk: bool = False) -> np.ndarray | np.floating:
-    """The inverse of `hz_to_mel`."""
+    """The inverse of `hz_to_mel`.
+
+    >>> mel_to_hz(7.5).item()
+    500.0
+    """
     mels = np.asarray(mels, np.float64)
     if htk:
         return 700.0 * (10.0 ** (mels / 2595.0) - 1.0)
@@ -52,6 +60,9 @@ def mel_filterbank(
 
     `fmin` and `fmax` in Hz (`fmax` defaults to half of `sr`). `norm` "slaney" gives each triangle unit
     area, a number p unit p-norm.
+
+    >>> mel_filterbank(16000, 512, 40).shape
+    (40, 257)
     """
     fmax = sr / 2 if fmax is None else fmax
     if not 0 <= fmin < fmax <= sr / 2:

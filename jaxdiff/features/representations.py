@@ -29,7 +29,11 @@ class Representation(NamedTuple):
 
 
 def chain(*representations: Representation) -> Representation:
-    """Encode with each in turn, decode in reverse order."""
+    """Encode with each in turn, decode in reverse order.
+
+    >>> chain(patches(2), patches(3)).hop_length
+    6
+    """
 
     def encode(x: Array) -> Array:
         for r in representations:
@@ -65,6 +69,9 @@ def compressed_stft(n_fft: int = 512, hop_length: int = 128, exponent: float = 0
 
     Power-law compression as in SGMSE (Richter et al. 2023, eq. 13; its constant factor is left to `normalize`): quiet
     partials weigh more in a squared error. m frames stand for `(m - 1) * hop_length` samples. Exact inverse.
+
+    >>> compressed_stft(64, 16).encode(jnp.ones((2, 160))).shape
+    (2, 11, 66)
     """
     if n_fft % 2 or not 1 <= hop_length <= n_fft // 2:
         raise ValueError(f"n_fft {n_fft} must be even and hop_length {hop_length} at most half of it, to be invertible")
@@ -92,7 +99,11 @@ def log_mel(
     floor_db: float = -100.0,
     n_iter: int = 32,
 ) -> Representation:
-    """Log-mel magnitudes, 0 dB mapped to 1 and `floor_db` to -1; decoded by mel inversion and Griffin-Lim."""
+    """Log-mel magnitudes, 0 dB mapped to 1 and `floor_db` to -1; decoded by mel inversion and Griffin-Lim.
+
+    >>> log_mel(8000, 256, 64, n_mels=20).encode(jnp.ones(640)).shape
+    (11, 20)
+    """
     mel = dict(sr=sr, n_fft=n_fft, fmin=fmin, fmax=fmax, power=1.0)
 
     def encode(y: Float[Array, "... samples"]) -> Float[Array, "... frames channels"]:
@@ -115,7 +126,11 @@ class Normalization(NamedTuple):
 
 
 def normalize(normalization: Normalization) -> Representation:
-    """`(x - mean) / scale` per channel."""
+    """`(x - mean) / scale` per channel.
+
+    >>> normalize(Normalization(jnp.ones(2), jnp.full(2, 4.0))).encode(jnp.full((1, 2), 9.0)).tolist()
+    [[2.0, 2.0]]
+    """
     mean, scale = normalization
     return Representation(lambda x: (x - mean) / scale, lambda x: x * scale + mean)
 
@@ -128,6 +143,9 @@ def fit_normalization(
     The scale is never below a hundredth of its root-mean-square over channels, so a channel that is always silent
     (the imaginary part of DC) is not blown up. `evenness` below 1 moves it, on a log scale, towards that common value:
     at 0 all channels are divided by one number and keep their proportions.
+
+    >>> fit_normalization(patches(1).encode, [np.array([[1.0, 3.0]])]).scale.tolist()
+    [1.0]
     """
     encode = jax.jit(encode)
     count, total, squares = 0, np.float64(0), np.float64(0)

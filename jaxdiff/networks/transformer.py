@@ -5,7 +5,8 @@ Diffusion time and class make one vector c; each block modulates, attends, modul
     h <- h + g_1(c) Attention(LN(h) (1 + s_1(c)) + b_1(c)),      h <- h + g_2(c) MLP(LN(h) (1 + s_2(c)) + b_2(c))
 
 with the gates g zero at the start (adaLN-Zero, section 3.2), so that every block begins as the identity. Positions are
-rotary (Su et al. 2021, eq. 34): a relative encoding, so other lengths than the trained one can be generated.
+rotary (Su et al. 2021, eq. 34): a relative encoding, so other lengths than the trained one can be generated. It cannot
+tell the first frame from the last; where sounds begin with the crop, `absolute_positions` can.
 """
 
 import jax
@@ -71,6 +72,7 @@ class Transformer(nnx.Module):
     `width` channels in `depth` blocks of `heads` heads; `width / heads` must be even (RoPE). `condition_features` > 0
     adds conditioner frames (as many as network frames), projected and summed to the input. `num_classes` > 0 adds a
     label embedding that is dropped with `label_dropout` in training. `dropout` acts on both branches of every block.
+    `absolute_positions` adds the sinusoids of Vaswani et al. 2017 (section 3.5) to the input.
     """
 
     def __init__(
@@ -85,12 +87,14 @@ class Transformer(nnx.Module):
         condition_features: int = 0,
         num_classes: int = 0,
         label_dropout: float = 0.1,
+        absolute_positions: bool = False,
         remat: bool = False,
         rngs: nnx.Rngs,
     ):
         if width % (2 * heads):
             raise ValueError(f"width {width} must be a multiple of 2 * heads = {2 * heads}; use {2 * heads} * n")
         self.depth, self.remat, self.dropout = depth, remat, dropout
+        self.absolute_positions = absolute_positions
         self.input = nnx.Linear(features, width, kernel_init=nnx.initializers.xavier_uniform(), rngs=rngs)
         self.condition = nnx.Linear(condition_features, width, rngs=rngs) if condition_features else None
         self.time_1, self.time_2 = nnx.Linear(256, width, rngs=rngs), nnx.Linear(width, width, rngs=rngs)
@@ -116,6 +120,9 @@ class Transformer(nnx.Module):
             c = c + self.label(cond.label, len(x_t), rngs=rngs)
         c = jax.nn.silu(c)
         h = self.input(x_t)
+        if self.absolute_positions:
+            frames, width = h.shape[1:]
+            h = h + sinusoids(jnp.arange(frames, dtype=jnp.float32), 1e4 ** (-np.arange(width // 2) / (width // 2)))
         if self.condition is not None and cond.frames is not None:
             h = h + self.condition(cond.frames)
         drops = rngs is not None and self.dropout > 0
