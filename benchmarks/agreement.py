@@ -96,9 +96,7 @@ def loudness(waves: list[np.ndarray]) -> None:
 
     meter = pyloudnorm.Meter(SR)
     heard = [(y, meter.integrated_loudness(y.astype(np.float64))) for y in waves]
-    errors = [
-        abs(float(features.integrated_loudness(jnp.asarray(y), sr=SR)) - lufs) for y, lufs in heard if lufs > -70
-    ]
+    errors = [abs(float(features.integrated_loudness(jnp.asarray(y), sr=SR)) - lufs) for y, lufs in heard if lufs > -70]
     report("integrated_loudness", largest_lu=max(errors))
 
 

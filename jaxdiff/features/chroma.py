@@ -36,6 +36,9 @@ def chroma_filterbank(
     A bin is spread over the pitch classes by a Gaussian of its own width (at least one class), given unit `norm`, and
     weighted by a Gaussian around `ctroct` octaves above A0 (27.5 Hz) of width `octwidth` octaves (None: all alike).
     `tuning` is the deviation from A440 in pitch classes; the first class is C, or A without `base_c`.
+
+    >>> chroma_filterbank(22050, 2048).shape
+    (12, 1025)
     """
     if n_fft < 2 or n_chroma < 1:
         raise ValueError(f"n_fft must be at least 2 and n_chroma at least 1, got {n_fft} and {n_chroma}")

@@ -24,7 +24,11 @@ C1 = 440 * 2**-3.75  # Hz, librosa's lowest bin
 
 
 def cqt_frequencies(n_bins: int, fmin: float = C1, bins_per_octave: int = 12, tuning: float = 0.0) -> np.ndarray:
-    """Centre frequencies in Hz of `n_bins` bins from `fmin` upwards; `tuning` is in bins (float64)."""
+    """Centre frequencies in Hz of `n_bins` bins from `fmin` upwards; `tuning` is in bins (float64).
+
+    >>> cqt_frequencies(3, fmin=100.0, bins_per_octave=1).tolist()
+    [100.0, 200.0, 400.0]
+    """
     if not (n_bins >= 1 and bins_per_octave >= 1 and fmin > 0):
         raise ValueError(
             f"n_bins {n_bins} and bins_per_octave {bins_per_octave} must be at least 1 and fmin {fmin} Hz positive"
