@@ -28,12 +28,12 @@ from jaxdiff.diffusion import (
     uniform_times,
 )
 
-SCHEDULES = [Cosine(), RectifiedFlow(), RectifiedFlow(3.0), LinearBeta(), LinearBeta(1000, 1e-4, 0.02)]
+SCHEDULES = [Cosine(), RectifiedFlow(), LinearBeta(), LinearBeta(1000, 1e-4, 0.02), RectifiedFlow(3.0)]
 PREDICTIONS = ["x0", "eps", "v", "flow"]
 MEAN, STD = 0.7, 0.5
 KEY = jax.random.key(0)
 
-each_schedule = pytest.mark.parametrize("schedule", SCHEDULES, ids=["cosine", "flow", "diffwave", "ddpm"])
+each_schedule = pytest.mark.parametrize("schedule", SCHEDULES, ids=["cosine", "flow", "diffwave", "ddpm", "shifted"])
 each_prediction = pytest.mark.parametrize("prediction", PREDICTIONS)
 
 

@@ -90,18 +90,30 @@ def _check_range(what: str, low: float, high: float, least: float = -math.inf, m
 
 
 def gain(low_db: float, high_db: float) -> Augmentation:
-    """Louder or softer by a random gain in dB."""
+    """Louder or softer by a random gain in dB.
+
+    >>> gain(20.0, 20.0)(jnp.array([0.5]), jax.random.key(0)).tolist()
+    [5.0]
+    """
     _check_range("gain in dB", low_db, high_db)
     return Augmentation(lambda y, key: y * 10 ** (_uniform(key, low_db, high_db, y) / 20))
 
 
 def polarity_inversion() -> Augmentation:
-    """Upside down, always; `sometimes(polarity_inversion(), 0.5)` for every second sound."""
+    """Upside down, always; `sometimes(polarity_inversion(), 0.5)` for every second sound.
+
+    >>> abs(polarity_inversion()(jnp.array([0.5, -1.0]), jax.random.key(0))).tolist()
+    [0.5, 1.0]
+    """
     return Augmentation(lambda y, key: -y)
 
 
 def shift(low: int, high: int, *, roll: bool = False) -> Augmentation:
-    """Later by a random whole number of samples (earlier if negative), with silence or, if `roll`, the other end."""
+    """Later by a random whole number of samples (earlier if negative), with silence or, if `roll`, the other end.
+
+    >>> shift(2, 2)(jnp.array([1.0, 2.0, 3.0]), jax.random.key(0)).tolist()
+    [0.0, 0.0, 1.0]
+    """
     _check_range("shift in samples", low, high)
 
     def item(y, key):
@@ -135,7 +147,11 @@ def add_noise(
 def colored_noise(
     low_snr_db: float, high_snr_db: float, low_exponent: float = 0.0, high_exponent: float = 0.0
 ) -> Augmentation:
-    """Gaussian noise at a random SNR whose power falls as frequency^-exponent: 0 white, 1 pink, 2 brown, -1 blue."""
+    """Gaussian noise at a random SNR whose power falls as frequency^-exponent: 0 white, 1 pink, 2 brown, -1 blue.
+
+    >>> colored_noise(10.0, 20.0, 1.0, 2.0)(jnp.ones((2, 64)), jax.random.key(0)).shape
+    (2, 64)
+    """
     _check_range("SNR in dB", low_snr_db, high_snr_db)
     _check_range("exponent", low_exponent, high_exponent)
 
@@ -154,6 +170,9 @@ def background_noise(noise: Float[Array, "count length"], low_snr_db: float, hig
     """A random recording out of `noise`, from a random sample on and repeated as needed, at a random SNR.
 
     Under `jax.jit` build this inside the compiled function from an argument, or the recordings become constants of it.
+
+    >>> background_noise(jnp.ones((1, 9)), 0.0, 0.0)(jnp.ones(4), jax.random.key(0)).tolist()
+    [2.0, 2.0, 2.0, 2.0]
     """
     _check_range("SNR in dB", low_snr_db, high_snr_db)
 
@@ -187,7 +206,11 @@ def room_response(
 def reverberation(
     low_rt60: float, high_rt60: float, low_drr_db: float, high_drr_db: float, *, sr: float
 ) -> Augmentation:
-    """A random `room_response` with RT60 in seconds and direct-to-reverberant ratio in dB; the direct sound is kept."""
+    """A random `room_response` with RT60 in seconds and direct-to-reverberant ratio in dB; the direct sound is kept.
+
+    >>> reverberation(0.1, 0.2, 0.0, 6.0, sr=8000)(jnp.ones((2, 400)), jax.random.key(0)).shape
+    (2, 400)
+    """
     _check_range("RT60 in seconds", low_rt60, high_rt60, least=1e-3)
     _check_range("direct-to-reverberant ratio in dB", low_drr_db, high_drr_db)
     samples = 1 + math.ceil(high_rt60 * sr)
@@ -212,19 +235,31 @@ def _pass(kind: Kind, low_hz: float, high_hz: float, sr: float) -> Augmentation:
 
 
 def low_pass(low_hz: float, high_hz: float, *, sr: float) -> Augmentation:
-    """A second-order Butterworth low-pass (12 dB per octave) with a random corner frequency."""
+    """A second-order Butterworth low-pass (12 dB per octave) with a random corner frequency.
+
+    >>> low_pass(1000.0, 4000.0, sr=16000)(jnp.ones((2, 512)), jax.random.key(0)).shape
+    (2, 512)
+    """
     return _pass("low_pass", low_hz, high_hz, sr)
 
 
 def high_pass(low_hz: float, high_hz: float, *, sr: float) -> Augmentation:
-    """A second-order Butterworth high-pass (12 dB per octave) with a random corner frequency."""
+    """A second-order Butterworth high-pass (12 dB per octave) with a random corner frequency.
+
+    >>> high_pass(100.0, 200.0, sr=16000)(jnp.ones((2, 512)), jax.random.key(0)).shape
+    (2, 512)
+    """
     return _pass("high_pass", low_hz, high_hz, sr)
 
 
 def equalizer(
     low_db: float, high_db: float, *, sr: float, low_hz: float = 60.0, high_hz: float | None = None, peaks: int = 3
 ) -> Augmentation:
-    """A parametric equalizer of a low shelf, `peaks` bells (q = 1) and a high shelf with random corners and gains."""
+    """A parametric equalizer of a low shelf, `peaks` bells (q = 1) and a high shelf with random corners and gains.
+
+    >>> equalizer(-6.0, 6.0, sr=16000)(jnp.ones((2, 512)), jax.random.key(0)).shape
+    (2, 512)
+    """
     high_hz = 0.4 * sr if high_hz is None else high_hz
     _check_range("gain in dB", low_db, high_db)
     _check_range("corner frequency in Hz", low_hz, high_hz, least=1.0, most=0.49 * sr)
@@ -248,7 +283,11 @@ def equalizer(
 
 
 def clipping(low_db: float, high_db: float) -> Augmentation:
-    """Hard clipping at a random number of dB below the peak."""
+    """Hard clipping at a random number of dB below the peak.
+
+    >>> clipping(6.0206, 6.0206)(jnp.array([1.0, 0.1]), jax.random.key(0))[0].round(3).item()
+    0.5
+    """
     _check_range("clipping in dB below the peak", low_db, high_db, least=0.0)
 
     def item(y, key):
@@ -259,7 +298,11 @@ def clipping(low_db: float, high_db: float) -> Augmentation:
 
 
 def bit_crush(low_bits: int, high_bits: int) -> Augmentation:
-    """Rounded to a random number of bits per sample for full scale [-1, 1); the gradient passes straight through."""
+    """Rounded to a random number of bits per sample for full scale [-1, 1); the gradient passes straight through.
+
+    >>> bit_crush(2, 2)(jnp.array([0.1, 0.6]), jax.random.key(0)).tolist()
+    [0.0, 0.5]
+    """
     _check_range("bits", low_bits, high_bits, least=1, most=24)
 
     def item(y, key):
@@ -271,7 +314,11 @@ def bit_crush(low_bits: int, high_bits: int) -> Augmentation:
 
 
 def speed(low: float, high: float) -> Augmentation:
-    """Played faster by a random factor, tempo and pitch together (`change_speed`); cut or filled with silence."""
+    """Played faster by a random factor, tempo and pitch together (`change_speed`); cut or filled with silence.
+
+    >>> speed(0.9, 1.1)(jnp.ones((2, 400)), jax.random.key(0)).shape
+    (2, 400)
+    """
     _check_range("speed", low, high, least=0.1, most=1.99)
     fastest = max(1.0, high)
     return Augmentation(lambda y, key: change_speed(y, _uniform(key, low, high, y), fastest=fastest))
@@ -294,12 +341,20 @@ def _masking(axis: int, largest: int, count: int, value: float) -> Augmentation:
 
 
 def time_masking(largest: int, *, count: int = 1, value: float = 0.0) -> Augmentation:
-    """SpecAugment: `count` runs of 0 to `largest` frames of `[..., bins, frames]` become `value` (Park et al. 2019)."""
+    """SpecAugment: `count` runs of 0 to `largest` frames of `[..., bins, frames]` become `value` (Park et al. 2019).
+
+    >>> time_masking(4)(jnp.ones((2, 20, 9)), jax.random.key(0)).shape
+    (2, 20, 9)
+    """
     return _masking(1, largest, count, value)
 
 
 def frequency_masking(largest: int, *, count: int = 1, value: float = 0.0) -> Augmentation:
-    """SpecAugment: `count` runs of 0 to `largest` bins of `[..., bins, frames]` become `value` (Park et al. 2019)."""
+    """SpecAugment: `count` runs of 0 to `largest` bins of `[..., bins, frames]` become `value` (Park et al. 2019).
+
+    >>> frequency_masking(4)(jnp.ones((2, 20, 9)), jax.random.key(0)).shape
+    (2, 20, 9)
+    """
     return _masking(0, largest, count, value)
 
 
