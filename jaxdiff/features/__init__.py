@@ -27,8 +27,6 @@ from .chroma import chroma_stft as chroma_stft
 from .chroma import cq_to_chroma as cq_to_chroma
 from .constantq import cqt as cqt
 from .constantq import cqt_frequencies as cqt_frequencies
-from .constantq import icqt as icqt
-from .constantq import invertible_cqt as invertible_cqt
 from .constantq import vqt as vqt
 from .descriptors import fft_frequencies as fft_frequencies
 from .descriptors import onset_strength as onset_strength
@@ -50,6 +48,8 @@ from .filters import K_weighting as K_weighting
 from .filters import biquad_response as biquad_response
 from .filters import fft_convolve as fft_convolve
 from .filters import sosfilt as sosfilt
+from .gabor import icqt as icqt
+from .gabor import invertible_cqt as invertible_cqt
 from .loudness import frame_loudness as frame_loudness
 from .loudness import integrated_loudness as integrated_loudness
 from .loudness import loudness_range as loudness_range
