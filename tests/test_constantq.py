@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from oracles import max_relative
 
-from jaxdiff.features.constantq import cqt, cqt_frequencies, icqt, invertible_cqt, vqt
+from jaxdiff.features.constantq import cqt, cqt_frequencies, vqt
+from jaxdiff.features.gabor import icqt, invertible_cqt
 
 SR = 22050
 
