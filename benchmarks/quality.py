@@ -22,7 +22,7 @@ import jax
 import numpy as np
 
 import jaxdiff
-from jaxdiff.config import build_crop
+from jaxdiff import build
 from jaxdiff.data import open_corpus
 from jaxdiff.evaluation import frechet_distance, log_mel_statistics
 from jaxdiff.evaluation.frechet import EMBEDDING_RATE
@@ -74,7 +74,7 @@ def main():
     pipeline = jaxdiff.load(options.run)
     if pipeline.sample_rate != EMBEDDING_RATE:
         raise SystemExit(f"the embedding is defined at {EMBEDDING_RATE} Hz, the run makes {pipeline.sample_rate} Hz")
-    crop = build_crop(pipeline.config)
+    crop = build.crop(pipeline.config)
     known = sounds(open_corpus(pipeline.config.data.path, pipeline.config.data.labels), crop, options.count)
     held = sounds(open_corpus(options.heldout), crop, options.count)
     held_embedded = {name: embed(waves) for name, waves in held.items()}

@@ -1,9 +1,9 @@
-"""Configuration: frozen dataclasses, a strict loader, and the one place where names become objects.
+"""Configuration: frozen dataclasses and a strict loader; `build.py` makes objects of them.
 
 A YAML file holds only what differs from the defaults below; command-line overrides (`--train.steps 500`) are laid over
 it. Every key is checked against the dataclasses and every value coerced to its annotated type: YAML reads 1e-4 as a
 string and `no` as False. Where several kinds exist (network, representation ...), `kind` chooses the dataclass.
-This module imports neither jax nor any network until an object is built, so that `--help` is quick.
+This module imports no jax, so that `--help` is quick.
 """
 
 import dataclasses
@@ -13,21 +13,9 @@ import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import yaml
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    import optax
-    from flax import nnx
-
-    from jaxdiff.data import Crop
-    from jaxdiff.diffusion import Sampler, Schedule
-    from jaxdiff.diffusion.objectives import SampleTimes
-    from jaxdiff.features import Representation
-    from jaxdiff.tasks import Task
 
 
 class ConfigError(ValueError):
@@ -332,7 +320,7 @@ def _scalar(hint: type, value: Any, key: str) -> Any:
     return number
 
 
-# Building -----------------------------------------------------------------------------------------------------------
+# What follows from it -----------------------------------------------------------------------------------------------
 
 
 def crop_samples(config: Config) -> int:
@@ -355,104 +343,3 @@ def hop_length(config: Config) -> int:
     """Samples per network frame."""
     r = config.representation
     return r.size if isinstance(r, Patches) else r.hop_length
-
-
-def build_crop(config: Config) -> "Crop":
-    from jaxdiff.data import Crop
-
-    data = config.data
-    peak = None if data.peak_db is None else 10 ** (data.peak_db / 20)
-    samples = crop_samples(config)
-    return Crop(samples, data.sample_rate, data.crop, data.channels, peak, data.speed)
-
-
-def build_representation(config: Config) -> "Representation":
-    """Without normalisation, whose numbers a corpus or a checkpoint gives."""
-    from jaxdiff import features
-
-    r = config.representation
-    match r:
-        case Patches():
-            return features.patches(r.size)
-        case CompressedStft():
-            return features.compressed_stft(r.n_fft, r.hop_length, r.exponent)
-        case LogMel():
-            return features.log_mel(config.data.sample_rate, r.n_fft, r.hop_length, r.n_mels, r.fmin, r.fmax)
-
-
-def build_network(config: Config, features: int, num_classes: int, rngs: "nnx.Rngs") -> "nnx.Module":
-    from jaxdiff import networks
-
-    options = {k: v for k, v in dataclasses.asdict(config.network).items() if k != "kind"}
-    vocoding = config.task if isinstance(config.task, Vocoding) else None
-    options["condition_features"] = vocoding.n_mels if vocoding else 0
-    options["num_classes"] = 0 if vocoding else num_classes
-    frames_per_condition = vocoding.hop_length // hop_length(config) if vocoding else 1
-    if isinstance(config.network, WaveNet):
-        return networks.WaveNet(features, condition_hop=frames_per_condition, rngs=rngs, **options)
-    if frames_per_condition != 1:
-        raise ConfigError(
-            f"network.kind transformer needs one condition frame per network frame, got {frames_per_condition} network "
-            f"frames to each; set task.hop_length to {hop_length(config)} or use wavenet"
-        )
-    return networks.Transformer(features, rngs=rngs, **options)
-
-
-def build_task(config: Config, representation: "Representation", num_classes: int) -> "Task":
-    from jaxdiff import tasks
-
-    match config.task:
-        case Generation():
-            return tasks.generation(representation, num_classes, flip_polarity=config.data.flip_polarity)
-        case Vocoding(n_fft=n_fft, hop_length=hop, n_mels=n_mels, fmax=fmax):
-            sizes = dict(n_fft=n_fft, hop_length=hop, n_mels=n_mels, fmax=fmax)
-            return tasks.vocoding(representation, sr=config.data.sample_rate, **sizes)
-
-
-def build_schedule(config: Config) -> "Schedule":
-    from jaxdiff import diffusion
-
-    match config.diffusion.schedule:
-        case Cosine():
-            return diffusion.Cosine()
-        case RectifiedFlow(shift=shift):
-            return diffusion.RectifiedFlow(shift)
-        case LinearBeta(steps=steps, beta_min=low, beta_max=high):
-            return diffusion.LinearBeta(steps, low, high)
-
-
-def build_times(config: Config) -> "SampleTimes":
-    from jaxdiff import diffusion
-
-    d = config.diffusion
-    return diffusion.uniform_times if d.times == "uniform" else diffusion.logit_normal_times(d.times_mean, d.times_std)
-
-
-def build_weight(config: Config) -> "Callable | None":
-    from jaxdiff import diffusion
-
-    d = config.diffusion
-    if d.weight == "velocity" and d.prediction != "x0":
-        raise ConfigError(f"diffusion.weight velocity needs prediction x0, got {d.prediction}; use weight constant")
-    return None if d.weight == "constant" else diffusion.velocity_weight
-
-
-def build_sampler(name: str) -> "Sampler":
-    from jaxdiff import diffusion
-
-    samplers = {
-        "euler": diffusion.euler,
-        "heun": diffusion.heun,
-        "ddim": diffusion.ddim(),
-        "ancestral": diffusion.ancestral,
-    }
-    if name not in samplers:
-        raise ConfigError(f"sampler: expected one of {', '.join(samplers)}, got {name!r}")
-    return samplers[name]
-
-
-def build_optimizer(config: Config) -> "optax.GradientTransformation":
-    from jaxdiff import training
-
-    t = config.train
-    return training.make_optimizer(t.learning_rate, t.steps, warmup=t.warmup, weight_decay=t.weight_decay)

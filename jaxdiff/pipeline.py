@@ -16,6 +16,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array
 
+from jaxdiff import build
 from jaxdiff import config as configuration
 from jaxdiff.config import Config, ConfigError
 from jaxdiff.data import open_corpus, read_audio
@@ -40,18 +41,18 @@ class Model(NamedTuple):
 
 def build_model(config: Config, num_classes: int, normalization: Normalization | None) -> Model:
     """The objects of a configuration; the network is described, its parameters are not made."""
-    representation = configuration.build_representation(config)
+    representation = build.representation(config)
     if normalization is not None:
         representation = chain(representation, normalize(normalization))
     samples = configuration.crop_samples(config)
     features = jax.eval_shape(representation.encode, jax.ShapeDtypeStruct((1, samples), jnp.float32)).shape[-1]
     graphdef, _ = nnx.split(nnx.eval_shape(lambda: _network(config, features, num_classes, jax.random.key(0))))
-    task = configuration.build_task(config, representation, num_classes)
-    return Model(graphdef, representation, task, configuration.build_schedule(config), features)
+    task = build.task(config, representation, num_classes)
+    return Model(graphdef, representation, task, build.schedule(config), features)
 
 
 def _network(config: Config, features: int, num_classes: int, key: Array) -> nnx.Module:
-    return configuration.build_network(config, features, num_classes, nnx.Rngs(key))
+    return build.network(config, features, num_classes, nnx.Rngs(key))
 
 
 def init_params(config: Config, features: int, num_classes: int, key: Array) -> Any:
@@ -127,7 +128,7 @@ class Pipeline:
             m.task,
             m.schedule,
             prediction=self.config.diffusion.prediction,
-            sampler=configuration.build_sampler(sampler),
+            sampler=build.sampler(sampler),
             guided=guided,
         )
 

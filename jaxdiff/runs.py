@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from . import build
 from . import config as configuration
 from .config import Config, ConfigError, to_dict, to_yaml
 from .data import Corpus, batches, open_corpus, write_report
@@ -36,14 +37,14 @@ def run(config: Config, workdir: Path, *, report: Callable[[str], None] = print)
         raise ConfigError(
             f"train.batch {config.train.batch} does not divide over {devices} devices; use a multiple of {devices}"
         )
-    crop = configuration.build_crop(config)
+    crop = build.crop(config)
     workdir.mkdir(parents=True, exist_ok=True)
     with atomic(workdir / "config.yaml") as temporary:
         temporary.write_text(to_yaml(config), encoding="utf-8")
     _report_corpus(corpus, workdir, report)
 
     directory, mesh = workdir / "checkpoints", sharding.data_mesh()
-    optimizer = configuration.build_optimizer(config)
+    optimizer = build.optimizer(config)
     features = build_model(config, len(classes), None).features
     key = jax.random.key(config.train.seed)
     fresh = lambda: init_state(init_params(config, features, len(classes), key), optimizer, key)  # noqa: E731
@@ -78,8 +79,8 @@ def run(config: Config, workdir: Path, *, report: Callable[[str], None] = print)
         model.schedule,
         optimizer,
         prediction=config.diffusion.prediction,
-        sample_t=configuration.build_times(config),
-        weight=configuration.build_weight(config),
+        sample_t=build.times(config),
+        weight=build.weight(config),
         ema_decay=config.train.ema_decay,
     )
     meta = {"config": to_dict(config), "classes": list(classes), "features": features}
@@ -117,8 +118,8 @@ def _measure(config: Config, corpus: Corpus) -> Normalization | None:
     """Mean and scale of the features over the corpus's first crops."""
     if not config.normalize.enabled:
         return None
-    encode, size = configuration.build_representation(config).encode, 16
-    raw = batches(corpus, configuration.build_crop(config), size, config.train.seed)
+    encode, size = build.representation(config).encode, 16
+    raw = batches(corpus, build.crop(config), size, config.train.seed)
     count = max(1, config.normalize.crops // size)
     waves = (next(raw)["wave"] for _ in range(count))
     return fit_normalization(encode, waves, evenness=config.normalize.evenness)

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxdiff import build, load, runs
 from jaxdiff import config as configuration
-from jaxdiff import load, runs
 from jaxdiff.config import ConfigError, from_dict
 from jaxdiff.data import AudioError
 from jaxdiff.data.orchestra import write_orchestra
@@ -52,7 +52,7 @@ def last_state(workdir, config, classes=8):
     directory = workdir / "checkpoints"
     step, _ = checkpoints.latest(directory)
     features = build_model(config, classes, None).features
-    optimizer, key = configuration.build_optimizer(config), jax.random.key(0)
+    optimizer, key = build.optimizer(config), jax.random.key(0)
     like = jax.eval_shape(lambda: init_state(init_params(config, features, classes, key), optimizer, key))
     vector = jax.ShapeDtypeStruct((features,), jnp.float32)
     state, normalization = checkpoints.restore_state(
