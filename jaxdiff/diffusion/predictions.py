@@ -1,19 +1,23 @@
-"""What a network predicts, as one conversion table between x0, eps, v and flow.
+"""What a network predicts, as one conversion table between x0, eps, v, flow and EDM's preconditioned output.
 
-    x_t = alpha x0 + sigma eps,      v = alpha eps - sigma x0 (Salimans & Ho 2022, appendix D),      flow = eps - x0
+    x_t = alpha x0 + sigma eps,      output = b eps - a x0,      det = alpha b + sigma a
 
-Two of the three x_t, prediction and the rest follow linearly. Where the noise level makes the answer undetermined
-(eps at sigma = 0, x0 from eps at alpha = 0) the result is 0, its mean for centred data, never NaN.
+    (a, b) is (-1, 0) for x0, (0, 1) for eps, (1, 1) for flow, (sigma, alpha) for v (Salimans & Ho 2022, appendix D) and
+    -(sigma / sigma_data, alpha sigma_data) / n with n^2 = sigma^2 + alpha^2 sigma_data^2 for edm
+
+so that x0 = (b x_t - sigma output) / det and eps = (alpha output + a x_t) / det. The last row is Karras et al. 2022,
+table 1, for x_t / alpha = x0 + (sigma / alpha) eps: x0_hat = c_skip x_t + c_out F(c_in x_t). Where the noise level
+makes an answer undetermined (eps at sigma = 0, x0 from eps at alpha = 0) it is 0, its mean for centred data, never NaN.
 """
 
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import jax.numpy as jnp
 from jaxtyping import Array
 
 from .schedules import Schedule
 
-Prediction = Literal["x0", "eps", "v", "flow"]
+Prediction = Literal["x0", "eps", "v", "flow", "edm"]
 
 
 def spread(level: Array, x: Array) -> Array:
@@ -22,40 +26,104 @@ def spread(level: Array, x: Array) -> Array:
     return level.reshape(level.shape + (1,) * (x.ndim - level.ndim)) if level.ndim else level
 
 
-def target(prediction: Prediction, schedule: Schedule, t: Array, x0: Array, eps: Array) -> Array:
-    """What the network should output at time t (a scalar, or one per item) for this x0 and eps."""
-    alpha, sigma = spread(schedule.alpha(t), x0), spread(schedule.sigma(t), x0)
+def _row(prediction: Prediction, alpha: Array, sigma: Array, sigma_data: float) -> tuple[Array | int, ...]:
+    """a, b and the determinant, of the table above."""
     match prediction:
         case "x0":
-            return x0
+            return -1, 0, -sigma
         case "eps":
-            return eps
+            return 0, 1, alpha
         case "v":
-            return alpha * eps - sigma * x0
+            return sigma, alpha, alpha**2 + sigma**2
         case "flow":
-            return eps - x0
+            return 1, 1, alpha + sigma
+        case "edm":
+            n = jnp.hypot(alpha * sigma_data, sigma)
+            return -sigma / (n * sigma_data), -alpha * sigma_data / n, -n / sigma_data
     raise ValueError(f"prediction {prediction!r} is unknown; use one of {', '.join(get_args(Prediction))}")
 
 
-def to_x0(prediction: Prediction, schedule: Schedule, t: Array, x_t: Array, output: Array) -> Array:
+def target(
+    prediction: Prediction, schedule: Schedule, t: Array, x0: Array, eps: Array, sigma_data: float = 0.5
+) -> Array:
+    """What the network should output at time t (a scalar, or one per item) for this x0 and eps."""
+    if prediction in ("x0", "eps"):
+        return x0 if prediction == "x0" else eps
+    a, b, _ = _row(prediction, spread(schedule.alpha(t), x0), spread(schedule.sigma(t), x0), sigma_data)
+    return b * eps - a * x0
+
+
+def to_x0(
+    prediction: Prediction, schedule: Schedule, t: Array, x_t: Array, output: Array, sigma_data: float = 0.5
+) -> Array:
     """The clean sample that a network's `output` at `x_t` stands for."""
     alpha, sigma = spread(schedule.alpha(t), x_t), spread(schedule.sigma(t), x_t)
-    match prediction:
-        case "x0":
-            return output
-        case "eps":
-            return _ratio(x_t - sigma * output, alpha)
-        case "v":
-            return (alpha * x_t - sigma * output) / (alpha**2 + sigma**2)
-        case "flow":
-            return (x_t - sigma * output) / (alpha + sigma)
-    raise ValueError(f"prediction {prediction!r} is unknown; use one of {', '.join(get_args(Prediction))}")
+    _, b, det = _row(prediction, alpha, sigma, sigma_data)
+    if prediction == "x0":
+        return output
+    numerator = b * x_t - sigma * output
+    return _ratio(numerator, det) if prediction == "eps" else numerator / det
 
 
 def to_eps(schedule: Schedule, t: Array, x_t: Array, x0: Array) -> Array:
     """The noise that makes `x_t` out of `x0`."""
     alpha, sigma = spread(schedule.alpha(t), x_t), spread(schedule.sigma(t), x_t)
     return _ratio(x_t - alpha * x0, sigma)
+
+
+def convert(
+    source: Prediction,
+    destination: Prediction,
+    schedule: Schedule,
+    t: Array,
+    x_t: Array,
+    output: Array,
+    sigma_data: float = 0.5,
+) -> Array:
+    """What a `destination` network would output at `x_t` where a `source` network outputs `output`.
+
+    >>> from jaxdiff.diffusion import Cosine
+    >>> x_t, v = jnp.array([3.0]), jnp.array([1.0])
+    >>> [float(convert("v", name, Cosine(), jnp.array(0.0), x_t, v)[0]) for name in ("x0", "eps", "flow")]
+    [3.0, 1.0, -2.0]
+    """
+    if source == destination:
+        return output
+    alpha, sigma = spread(schedule.alpha(t), x_t), spread(schedule.sigma(t), x_t)
+    a, _, det = _row(source, alpha, sigma, sigma_data)
+    x0 = to_x0(source, schedule, t, x_t, output, sigma_data)
+    eps = output if source == "eps" else _ratio(alpha * output + a * x_t, det)
+    return target(destination, schedule, t, x0, eps, sigma_data)
+
+
+class EDMCoefficients(NamedTuple):
+    """x0_hat = c_skip x_t + c_out F(c_in x_t), and c_noise, the paper's name for the time."""
+
+    c_skip: Array
+    c_out: Array
+    c_in: Array
+    c_noise: Array
+
+
+def edm_coefficients(schedule: Schedule, t: Array, sigma_data: float = 0.5) -> EDMCoefficients:
+    """Karras et al. 2022, table 1 (network and preconditioning), for any schedule; finite but for c_noise at the ends.
+
+    Networks here are given t in place of c_noise = log(sigma / alpha) / 4, which is infinite at the data.
+
+    >>> from jaxdiff.diffusion import RectifiedFlow
+    >>> edm_coefficients(RectifiedFlow(), jnp.array(0.0)).c_in.item()
+    2.0
+    """
+    alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+    n = jnp.hypot(alpha * sigma_data, sigma)
+    return EDMCoefficients(
+        alpha * (sigma_data / n) ** 2, sigma * sigma_data / n, 1 / n, 0.25 * (jnp.log(sigma) - jnp.log(alpha))
+    )
+
+
+def network_input(prediction: Prediction, schedule: Schedule, t: Array, x_t: Array, sigma_data: float = 0.5) -> Array:
+    """What the network sees: c_in x_t, of unit variance, for "edm", else x_t."""
+    return spread(edm_coefficients(schedule, t, sigma_data).c_in, x_t) * x_t if prediction == "edm" else x_t
 
 
 def _ratio(numerator: Array, denominator: Array) -> Array:
