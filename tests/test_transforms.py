@@ -69,7 +69,7 @@ TRANSFORMS = {  # name: (what its input is made of, options)
 }
 # Discrete, or iterated from a kink: the derivative along a direction is not that of one smooth piece.
 NOT_SMOOTH = {"spectral_rolloff", "zero_crossing_rate", "pyin", "yin", "hpss_masks", "hpss", "spectral_contrast"}
-# Representations, streams and filter banks; loudness, filters and augmentation are held to the same in their own tests.
+# Representations, streams, filter banks; loudness, filters, losses, augmentation are held to it in their own tests.
 NO_TRANSFORM = {
     "Normalization", "Representation", "Stream", "chain", "compressed_stft", "fit_normalization", "log_mel",
     "normalize", "patches", "hz_to_mel", "mel_to_hz", "mel_filterbank", "fft_frequencies", "stft_stream",
@@ -79,6 +79,7 @@ NO_TRANSFORM = {
     "sosfilt", "change_speed", "Augmentation", "Mixed", "add_noise", "background_noise", "bit_crush", "clipping",
     "colored_noise", "compose", "equalizer", "frequency_masking", "gain", "high_pass", "low_pass", "mix_up",
     "polarity_inversion", "reverberation", "room_response", "shift", "sometimes", "speed", "time_masking",
+    "mel_loss", "multi_resolution_stft_loss",
 }  # fmt: skip
 
 
