@@ -1,8 +1,11 @@
 """Diffusion: schedules, predictions, objectives and samplers. Knows no audio, no Flax and no files."""
 
 from .denoisers import Denoiser as Denoiser
-from .denoisers import classifier_free_guidance as classifier_free_guidance
 from .denoisers import denoiser as denoiser
+from .guidance import autoguidance as autoguidance
+from .guidance import classifier_free_guidance as classifier_free_guidance
+from .guidance import guidance_interval as guidance_interval
+from .guidance import keep_known as keep_known
 from .objectives import DrawnTimes as DrawnTimes
 from .objectives import LossHistogram as LossHistogram
 from .objectives import diffusion_loss as diffusion_loss
@@ -27,14 +30,14 @@ from .samplers import ddim as ddim
 from .samplers import euler as euler
 from .samplers import heun as heun
 from .samplers import noise as noise
-from .schedules import EDM as EDM
-from .schedules import VE as VE
-from .schedules import VP as VP
 from .schedules import Cosine as Cosine
+from .schedules import EDM as EDM
 from .schedules import LinearBeta as LinearBeta
 from .schedules import RectifiedFlow as RectifiedFlow
 from .schedules import Schedule as Schedule
 from .schedules import Sigmoid as Sigmoid
+from .schedules import VE as VE
+from .schedules import VP as VP
 from .schedules import logsnr as logsnr
 from .schedules import prior_scale as prior_scale
 from .times import Spacing as Spacing

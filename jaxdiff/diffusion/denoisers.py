@@ -1,7 +1,6 @@
 """A denoiser maps (x_t, t) to x0_hat, the mean of x0 given x_t; it is all that a sampler knows.
 
-`denoiser` makes one of a network. Guidance is a function from denoisers to a denoiser: classifier-free guidance
-(Ho & Salimans 2022, eq. 6) written for x0_hat, where the same linear combination holds as for eps, v and flow.
+`denoiser` makes one of a network. Guidance and inverse problems are functions from denoisers to a denoiser.
 """
 
 from collections.abc import Callable
@@ -46,15 +45,5 @@ def denoiser(
         if with_estimate is None:
             return estimate(cond)
         return estimate(with_estimate(cond, estimate(with_estimate(cond, jnp.zeros_like(x_t)))))
-
-    return denoise
-
-
-def classifier_free_guidance(conditional: Denoiser, unconditional: Denoiser, scale: float | Array) -> Denoiser:
-    """`uncond + scale (cond - uncond)`: scale 0 ignores the condition, 1 is the plain model, more sharpens it."""
-
-    def denoise(x_t: Array, t: Array) -> Array:
-        uncond = unconditional(x_t, t)
-        return uncond + scale * (conditional(x_t, t) - uncond)
 
     return denoise
