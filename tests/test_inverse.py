@@ -1,0 +1,436 @@
+"""Operators against dense matrices of NumPy, and methods against the exact posterior of Gaussian data.
+
+All in float64 but where float precision is the question.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from gaussians import Exploding, correlated_denoiser, covariance_of, posterior, posterior_mean
+from oracles import max_relative
+from scipy.linalg import toeplitz
+
+from jaxdiff.diffusion import (
+    Cosine,
+    LinearBeta,
+    Operator,
+    adjoint,
+    ancestral,
+    clipping,
+    data_consistency,
+    ddim,
+    decimation,
+    euler,
+    filterbank,
+    heun,
+    linear_operator,
+    lowpass,
+    magnitude,
+    masking,
+    mixture,
+    moment_matching_guidance,
+    pseudo_inverse_guidance,
+    reconstruction_guidance,
+    repaint,
+    represented,
+    time_grid,
+)
+from jaxdiff.features import istft, mel_filterbank, melspectrogram, stft
+
+D, KEY = 12, jax.random.key(0)
+RNG = np.random.default_rng(0)
+FREQUENCIES = np.abs(np.fft.fftfreq(D, 1 / D))
+BANDS, TAPS, MASK = RNG.random((5, D)), np.array([0.9, -0.4, 0.2, 0.1]), np.arange(D) % 5 < 2
+
+
+def fourier_gain(gain):
+    return np.fft.ifft(gain[:, None] * np.fft.fft(np.eye(D), axis=0), axis=0).real
+
+
+def filtered(x):
+    """The part of a convolution where the filter overlaps wholly."""
+    return sum(tap * x[:, 3 - k : D - k] for k, tap in enumerate(TAPS))
+
+
+LINEAR = {  # the operator and its matrix by NumPy
+    "masking": (masking(MASK), np.diag(MASK.astype(float))),
+    "lowpass": (lowpass(0.5), fourier_gain(FREQUENCIES <= 3)),
+    "decimation": (decimation(3), fourier_gain((FREQUENCIES < 2) + np.sqrt(0.5) * (FREQUENCIES == 2))[::3]),
+    "decimation by 4": (decimation(4), fourier_gain(FREQUENCIES < 1.5)[::4]),
+    "filterbank": (filterbank(BANDS), BANDS),
+    "convolution": (linear_operator(filtered), toeplitz([TAPS[3], *[0] * 8], [*TAPS[::-1], *[0] * 8])),
+}
+each_linear = pytest.mark.parametrize("name", LINEAR)
+METHODS = {
+    "data consistency": data_consistency,
+    "pseudo-inverse": pseudo_inverse_guidance,
+    "moment matching": lambda *a, **k: moment_matching_guidance(*a, **k, iterations=D),
+}
+
+
+@pytest.fixture(autouse=True)
+def x64(request):
+    with jax.enable_x64("float32" not in request.node.name):
+        yield
+
+
+def rows(seed, *shape):
+    return np.random.default_rng(seed).standard_normal(shape)
+
+
+def adjoint_gap(operator, x, v) -> float:
+    """|<A x, v> - <x, A' v>| relative to |A x| |v|."""
+    image = np.asarray(operator.apply(jnp.asarray(x)))
+    pulled = np.asarray(adjoint(operator, jnp.asarray(x))(jnp.asarray(v)))
+    gap = np.vdot(image, v).real - np.vdot(x, pulled).real
+    return abs(gap) / (np.linalg.norm(image) * np.linalg.norm(v))
+
+
+# --- operators ---
+
+
+@each_linear
+def test_linear_operator_is_its_matrix_and_the_adjoint_its_transpose(name):
+    operator, matrix = LINEAR[name]
+    x, v = rows(1, 4, D), rows(2, 4, len(matrix))
+    assert max_relative(operator.apply(jnp.asarray(x)), x @ matrix.T) <= 1e-12
+    assert max_relative(adjoint(operator, jnp.asarray(x))(jnp.asarray(v)), v @ matrix) <= 1e-12
+    assert adjoint_gap(operator, x, v) <= 1e-12
+
+
+@each_linear
+@pytest.mark.parametrize("ratio", [0.0, 0.3, 1e9])
+def test_prox_is_the_regularised_least_squares_solution(name, ratio):
+    operator, matrix = LINEAR[name]
+    x, y = rows(1, 4, D), rows(2, 4, D) @ matrix.T
+    gram = matrix @ matrix.T + ratio * np.eye(len(matrix))
+    expected = x + (y - x @ matrix.T) @ np.linalg.pinv(gram, rcond=1e-12) @ matrix
+    assert max_relative(operator.prox(jnp.asarray(x), jnp.asarray(y), ratio), expected) <= 1e-9
+
+
+def test_mixture_is_the_weighted_sum():
+    weights, x, v = np.array([0.7, -1.2, 0.4]), rows(1, 2, 3, 5), rows(2, 2, 5)
+    operator = mixture(jnp.asarray(weights))
+    assert max_relative(operator.apply(jnp.asarray(x)), np.einsum("bst,s->bt", x, weights)) <= 1e-12
+    assert max_relative(adjoint(operator, jnp.asarray(x))(v), np.einsum("bt,s->bst", v, weights)) <= 1e-12
+    assert adjoint_gap(operator, x, v) <= 1e-12
+    # Equal weights share the remainder evenly: the mixture consistency of Wisdom et al. 2019.
+    even = mixture(jnp.ones(3)).prox(jnp.asarray(x), jnp.asarray(v), 0.0)
+    assert max_relative(even, x + (v - x.sum(1))[:, None] / 3) <= 1e-12
+
+
+@pytest.mark.parametrize("operator", [lowpass(0.5, axis=1), decimation(3, axis=1), filterbank(BANDS, axis=1)])
+def test_axis_is_the_one_that_is_worked_along(operator):
+    x = rows(1, 2, D, 3)
+    last = {2: lowpass(0.5), 4: decimation(3), 5: filterbank(BANDS)}
+    along = operator.apply(jnp.asarray(x))
+    twin = last[{12: 2, 4: 4, 5: 5}[along.shape[1]]]
+    moved = jnp.asarray(np.moveaxis(x, 1, 2))
+    assert max_relative(along, np.moveaxis(twin.apply(moved), 2, 1)) <= 1e-12
+    expected = np.moveaxis(twin.prox(moved, twin.apply(2 * moved), 0.4), 2, 1)
+    assert max_relative(operator.prox(jnp.asarray(x), operator.apply(2 * jnp.asarray(x)), 0.4), expected) <= 1e-12
+
+
+def short_time(x):
+    return stft(x, n_fft=32, hop_length=8)
+
+
+def from_short_time(X):
+    return istft(X, hop_length=8, length=128)
+
+
+def test_stft_and_mel_as_operators_have_exact_adjoints():
+    x = rows(1, 2, 128)
+    operator = linear_operator(short_time)
+    X = np.asarray(short_time(jnp.asarray(x)))
+    v = rows(2, *X.shape) + 1j * rows(3, *X.shape)
+    assert adjoint_gap(operator, x, v) <= 1e-12
+    z = rows(4, 2, 128)
+    assert max_relative(operator.prox(jnp.asarray(x), short_time(jnp.asarray(z)), 0.0), z) <= 1e-8
+    mel = filterbank(mel_filterbank(16000, 32, 6), axis=1)
+    power, bands = np.abs(X) ** 2, rows(5, 2, 6, X.shape[2])
+    assert adjoint_gap(mel, power, bands) <= 1e-12
+    wave = melspectrogram(jnp.asarray(x), sr=16000, n_fft=32, hop_length=8, n_mels=6)
+    assert max_relative(mel.apply(jnp.asarray(power)), wave) <= 1e-6
+
+
+@pytest.mark.parametrize("operator", [clipping(0.6), magnitude(short_time, from_short_time)], ids=["clip", "magnitude"])
+def test_non_linear_operators_have_the_adjoint_of_their_derivative(operator):
+    """Against central differences; and the identity that linear operators are tested with fails for clipping."""
+    x, dx = jnp.asarray(rows(1, 2, 128)), jnp.asarray(rows(2, 2, 128))
+    v = jnp.asarray(rows(3, *operator.apply(x).shape))
+    difference = (operator.apply(x + 1e-6 * dx) - operator.apply(x - 1e-6 * dx)) / 2e-6
+    pulled = adjoint(operator, x)(v)
+    assert abs(jnp.vdot(difference, v) - jnp.vdot(dx, pulled)) <= 1e-7 * np.linalg.norm(difference) * np.linalg.norm(v)
+    if operator.apply(x).shape == x.shape:
+        assert adjoint_gap(operator, x, v) > 1e-3
+
+
+def test_clipping_prox_is_the_nearest_consistent_point():
+    operator, x = clipping(1.0), jnp.asarray(3 * rows(1, 1, 500))
+    y = operator.apply(jnp.asarray(2 * rows(2, 1, 500)))
+    z = np.asarray(operator.prox(x, y, 0.0))
+    assert (operator.apply(z) == y).all()
+    inside = np.abs(y) < 1
+    assert (z[inside] == np.asarray(y)[inside]).all()
+    # Beyond the limit, brute force: of a fine grid of consistent values none is nearer.
+    grid = 1 + np.linspace(0, 12, 2001)
+    for sign in (1, -1):
+        at = np.asarray(y)[0] == sign
+        best = np.abs(np.asarray(x)[0, at][:, None] - sign * grid).min(1)
+        assert (np.abs(np.asarray(x)[0, at] - z[0, at]) <= best + 1e-12).all()
+    assert (operator.prox(x, y, jnp.inf) == x).all()
+
+
+def test_magnitude_prox_is_a_griffin_lim_step():
+    operator = magnitude(short_time, from_short_time)
+    truth, x = jnp.asarray(rows(1, 2, 128)), jnp.asarray(rows(2, 2, 128))
+    y = operator.apply(truth)
+    assert max_relative(operator.prox(truth, y, 0.0), truth) <= 1e-10
+    errors = [np.linalg.norm(operator.apply(x) - y)]
+    for _ in range(20):  # Griffin & Lim 1984: the inconsistency never grows
+        x = operator.prox(x, y, 0.0)
+        errors.append(np.linalg.norm(operator.apply(x) - y))
+    assert (np.diff(errors) <= 1e-12).all()
+    assert errors[-1] < 0.7 * errors[0]
+    assert np.isfinite(operator.prox(0 * x, y, 0.0)).all()
+
+
+def test_represented_operator_is_that_of_the_decoded_sound():
+    """Patches of samples with a gain of 2: at ratio 0 the nearest point does not depend on the gain."""
+    encode, decode = lambda y: y.reshape(-1, 3, 4) / 2, lambda x: 2 * x.reshape(-1, 12)
+    operator = represented(masking(MASK), encode, decode)
+    x, truth = jnp.asarray(rows(1, 2, 3, 4)), jnp.asarray(rows(2, 2, D))
+    y = masking(MASK).apply(truth)
+    z = operator.prox(x, y, 0.0)
+    assert max_relative(operator.apply(z), y) <= 1e-12
+    assert max_relative(decode(z), np.where(MASK, truth, decode(x))) <= 1e-12
+    assert represented(Operator(jnp.abs), encode, decode).prox is None
+
+
+def test_conjugate_gradients_treat_items_alone():
+    operator, x, y = LINEAR["convolution"][0], jnp.asarray(rows(1, 5, D)), jnp.asarray(rows(2, 5, D - 3))
+    prox = jax.jit(operator.prox)
+    whole = prox(x.at[0].multiply(1e6), y, 0.1)
+    assert max_relative(prox(x[3:], y[3:], 0.1), whole[3:]) <= 1e-10
+    assert max_relative(jax.jit(linear_operator(filtered, iterations=2).prox)(x[3:], y[3:], 0.1), whole[3:]) > 1e-6
+
+
+# --- the denoisers that methods make of exact ones ---
+
+CASES = [
+    ("masking", Cosine()),
+    ("decimation", Cosine()),
+    ("filterbank", Exploding()),
+    ("convolution", LinearBeta()),
+]
+each_case = pytest.mark.parametrize(("name", "schedule"), CASES, ids=[name for name, _ in CASES])
+
+
+def estimates(method, name, schedule, times, mean, covariance, noise_std, **options):
+    """The guided estimate and E[x0 | x_t, y], each [times, 6, D], at x_t and y that belong together."""
+    operator, matrix = LINEAR[name]
+    x0 = mean + rows(1, 6, D) @ np.linalg.cholesky(covariance).T
+    y = x0 @ matrix.T + noise_std * rows(2, 6, len(matrix)) @ matrix @ np.linalg.pinv(matrix)  # noise in A's range
+    levels = [tuple(float(f(jnp.asarray(t))) for f in (schedule.alpha, schedule.sigma)) for t in times]
+    x_t = np.stack([alpha * x0 + sigma * rows(3, 6, D) for alpha, sigma in levels])
+    denoiser = correlated_denoiser(schedule, mean, covariance)
+    guided = METHODS[method](denoiser, schedule, operator, jnp.asarray(y), noise_std=noise_std, **options)
+    ours = jax.jit(jax.vmap(guided))(jnp.asarray(x_t), jnp.asarray(times))
+    exact = [
+        posterior_mean(schedule, t, x, mean, covariance, matrix, y, noise_std) for t, x in zip(times, x_t, strict=True)
+    ]
+    return ours, np.stack(exact)
+
+
+@each_case
+@pytest.mark.parametrize("noise_std", [0.0, 0.3])
+@pytest.mark.parametrize("method", METHODS)
+def test_isotropic_prior_gives_the_exact_posterior_mean(method, noise_std, name, schedule):
+    """All three are exact for N(m, s^2 I), at every noise level, pure noise too."""
+    times, s = (0.02, 0.5, 1.0), 0.6
+    ours, exact = estimates(method, name, schedule, times, rows(7, D), s**2 * np.eye(D), noise_std, data_std=s)
+    for one, reference in zip(ours, exact, strict=True):
+        assert max_relative(one, reference) <= 1e-6
+
+
+@pytest.mark.parametrize("method", ["data consistency", "pseudo-inverse"])
+def test_a_wrong_variance_or_correlated_data_is_noticed(method):
+    """So the bound above can fail; and these two claim isotropic data only."""
+    mean, s = rows(7, D), 0.6
+    for covariance, data_std in ((s**2 * np.eye(D), 0.8 * s), (covariance_of(3, D), 1.0)):
+        ours, exact = estimates(method, "filterbank", Cosine(), (0.5,), mean, covariance, 0.3, data_std=data_std)
+        assert max_relative(ours, exact) > 1e-3
+
+
+@each_case
+@pytest.mark.parametrize("noise_std", [0.0, 0.2])
+def test_moment_matching_is_exact_for_any_gaussian(name, schedule, noise_std):
+    times, covariance = (0.1, 0.4, 0.95), covariance_of(3, D)
+    ours, exact = estimates("moment matching", name, schedule, times, rows(7, D), covariance, noise_std)
+    for one, reference in zip(ours, exact, strict=True):
+        assert max_relative(one, reference) <= 1e-5
+
+
+def reconstruct(name, covariance, noise_std, schedule=Cosine(), t=0.5, **options):
+    operator, matrix = LINEAR[name]
+    x_t, y = jnp.asarray(rows(1, 6, D)), jnp.asarray(rows(2, 6, D) @ matrix.T)
+    denoiser = correlated_denoiser(schedule, np.zeros(D), covariance)
+    guided = reconstruction_guidance(denoiser, schedule, operator, y, noise_std=noise_std, **options)
+    ours, plain = jax.jit(lambda x: [d(x, jnp.asarray(t)) for d in (guided, denoiser)])(x_t)
+    return ours, np.asarray(plain), np.asarray(x_t), np.asarray(y)
+
+
+@pytest.mark.parametrize("name", ["masking", "lowpass"])  # where A A' = I on the range of A
+@pytest.mark.parametrize("noise_std", [0.0, 0.3])
+def test_reconstruction_guidance_is_exact_for_a_flat_prior(name, noise_std):
+    covariance = 1e6 * np.eye(D)
+    ours, _, x_t, y = reconstruct(name, covariance, noise_std)
+    exact = posterior_mean(Cosine(), 0.5, x_t, np.zeros(D), covariance, LINEAR[name][1], y, noise_std)
+    assert max_relative(ours, exact) <= 1e-5
+
+
+@each_linear
+def test_reconstruction_guidance_is_the_gradient_of_ho(name):
+    """x0_hat + scale alpha J' A' (y - A x0_hat), with the Gaussian's Jacobian J = alpha C (alpha^2 C + sigma^2)^-1."""
+    covariance, matrix, level = covariance_of(3, D), LINEAR[name][1], np.sqrt(0.5)
+    ours, x0_hat, _, y = reconstruct(name, covariance, 0.0, scale=1.7)
+    jacobian = level * covariance @ np.linalg.inv((covariance + np.eye(D)) / 2)
+    assert max_relative(ours, x0_hat + 1.7 * level * (y - x0_hat @ matrix.T) @ matrix @ jacobian) <= 1e-10
+
+
+def test_normalised_reconstruction_guidance_steps_as_far_as_it_says():
+    ours, x0_hat, _, _ = reconstruct("filterbank", np.eye(D), 0.0, scale=0.3, normalize=True, data_std=1.0)
+    plain, *_ = reconstruct("filterbank", np.eye(D), 0.0)
+    step = np.asarray(ours) - x0_hat
+    np.testing.assert_allclose(np.sqrt((step**2).mean(1)), 0.3 * np.sqrt(0.5), rtol=1e-9)  # r = sigma if alpha, s = 1
+    direction = np.asarray(plain) - x0_hat
+    assert np.allclose((step * direction).sum(1), np.linalg.norm(step, axis=1) * np.linalg.norm(direction, axis=1))
+
+
+def test_guidance_without_gradient_or_prox():
+    """A mel spectrogram of the wave has no prox: only what needs none takes it, and its steps lower the misfit."""
+    mel = Operator(lambda x: jnp.sqrt(melspectrogram(x, sr=16000, n_fft=32, hop_length=8, n_mels=6) + 1e-6))
+    x_t, y = jnp.asarray(rows(1, 2, 128)), mel.apply(jnp.asarray(rows(2, 2, 128)))
+    plain = correlated_denoiser(Cosine(), np.zeros(128), np.eye(128))
+    misfit = lambda x: np.linalg.norm(mel.apply(x) - y)  # noqa: E731
+    guided = jax.jit(reconstruction_guidance(plain, Cosine(), mel, y, normalize=True, scale=0.2))
+    assert misfit(guided(x_t, jnp.array(0.5))) < 0.95 * misfit(plain(x_t, jnp.array(0.5)))
+    for method in (data_consistency, pseudo_inverse_guidance):
+        with pytest.raises(
+            ValueError, match="needs an operator with prox, this one has none; use reconstruction_guida"
+        ):
+            method(plain, Cosine(), mel, y)
+    with pytest.raises(ValueError, match="repaint needs an operator with prox"):
+        repaint(mel, y)
+
+
+# --- samples ---
+
+SMALL = 4
+PRIOR_MEAN, PRIOR = np.array([0.5, -1.0, 0.0, 0.3]), covariance_of(5, SMALL)
+KNOWN = np.array([True, True, False, False])
+OBSERVED = np.array([1.0, -0.4, 0, 0])
+
+
+def draw(sampler, denoiser, steps, schedule=Cosine(), count=8000, spacing="uniform"):
+    key, start = jax.random.split(KEY)
+    x_T = jax.random.normal(start, (count, SMALL))
+    return np.asarray(jax.jit(lambda x: sampler(denoiser, schedule, x, time_grid(schedule, steps, spacing), key))(x_T))
+
+
+@pytest.mark.parametrize(
+    ("sampler", "steps"), [(heun, 40), (ddim(0.0), 300), (ancestral, 300)], ids=["heun", "ddim", "ancestral"]
+)
+def test_moment_matched_samples_have_the_posterior_mean_and_covariance(sampler, steps):
+    """y = the first two values + noise of 0.3, correlated prior. Bounds: five standard errors and 2 % for the steps."""
+    matrix, noise_std = np.diag(KNOWN.astype(float)), 0.3
+    y = jnp.tile(jnp.asarray(OBSERVED), (8000, 1))
+    plain = correlated_denoiser(Cosine(), PRIOR_MEAN, PRIOR)
+    guided = moment_matching_guidance(
+        plain, Cosine(), masking(KNOWN), y, noise_std=noise_std, iterations=3, data_std=1.0
+    )
+    x = draw(sampler, guided, steps)
+    mean, covariance = posterior(PRIOR_MEAN, PRIOR, matrix[:2], OBSERVED[None, :2], noise_std**2 * np.eye(2))
+    deviation = np.sqrt(np.diag(covariance))
+    assert (np.abs(x.mean(0) - mean[0]) / deviation).max() <= 5 / np.sqrt(8000) + 0.02
+    assert np.abs((np.cov(x.T) - covariance) / np.outer(deviation, deviation)).max() <= 0.08
+    assert (np.abs(PRIOR_MEAN - mean[0]) / deviation).max() > 0.5  # the unconditional mean would not do
+
+
+def test_repaint_keeps_the_known_exactly_and_approaches_the_posterior():
+    mean, covariance = posterior(PRIOR_MEAN, PRIOR, np.eye(SMALL)[:2], OBSERVED[None, :2], 0 * np.eye(2))
+    plain = correlated_denoiser(Cosine(), PRIOR_MEAN, PRIOR)
+    deviation, errors, spreads = np.sqrt(np.diag(covariance)[2:]), [], []
+    for resamples in (1, 16):
+        x = draw(repaint(masking(KNOWN), jnp.asarray(OBSERVED)[None], resamples=resamples), plain, 100)
+        assert (x[:, KNOWN] == OBSERVED[KNOWN]).all()
+        errors.append(float((np.abs(x.mean(0) - mean[0])[2:] / deviation).max()))
+        spreads.append(float(np.abs(x.std(0)[2:] / deviation - 1).max()))
+    assert errors[1] <= 0.06
+    assert spreads[1] <= 0.12
+    assert errors[0] > 0.12  # without resampling the rest does not fit the known
+    assert spreads[0] > 0.2
+
+
+@pytest.mark.parametrize("name", ["masking", "lowpass", "filterbank", "convolution"])
+def test_data_consistent_samples_explain_y_to_float32_precision(name):
+    operator, _ = LINEAR[name]
+    x0 = jnp.asarray(rows(1, 3, D), jnp.float32)
+    y = operator.apply(x0)
+    plain = correlated_denoiser(Cosine(), np.zeros(D, np.float32), np.eye(D))
+    times = time_grid(Cosine(), 6)
+    consistent = data_consistency(plain, Cosine(), operator, y)
+    samplers = [(euler, consistent), (repaint(operator, y, resamples=2), plain)]
+    run = jax.jit(lambda x_T: [sampler(denoiser, Cosine(), x_T, times, KEY) for sampler, denoiser in samplers])
+    for x in run(x0[::-1]):
+        assert x.dtype == jnp.float32
+        assert max_relative(operator.apply(x), y) <= 3e-6
+        assert np.abs(x - x0).max() > 0.1  # which is not all of x0
+
+
+def test_declipped_samples_are_consistent():
+    operator, truth = clipping(0.8), jnp.asarray(rows(1, 3, D))
+    y = operator.apply(truth)
+    plain = correlated_denoiser(Cosine(), np.zeros(D), np.eye(D))
+    guided = data_consistency(plain, Cosine(), operator, y)
+    x = euler(guided, Cosine(), jnp.asarray(rows(2, 3, D)), time_grid(Cosine(), 10), KEY)
+    assert (operator.apply(x) == y).all()
+    assert (np.abs(x) > 0.8).any()
+
+
+def test_repaint_with_noise_in_y_does_not_copy_it():
+    """From where x has less noise than y the prior decides: the known parts end closer to the truth than y is."""
+    noise_std, s, count = 0.5, 0.5, 4000
+    truth = s * rows(1, count, 2)
+    y = jnp.asarray(truth + noise_std * rows(2, count, 2))
+    plain = correlated_denoiser(Cosine(), np.zeros(2), s**2 * np.eye(2))
+    sampler = repaint(masking(np.array([True, True])), y, noise_std=noise_std, resamples=1)
+    run = jax.jit(lambda x_T: sampler(plain, Cosine(), x_T, time_grid(Cosine(), 200), KEY))
+    x = np.asarray(run(jnp.asarray(rows(3, count, 2))))
+    assert x.std() == pytest.approx(s, rel=0.04)
+    assert np.asarray(y).std() > 1.35 * s
+    # As much of y as the posterior has: a copy would have a covariance of 0.5 with y, a sample without y of 0.
+    assert (x * y).mean() == pytest.approx(s**2, rel=0.1)
+
+
+def test_items_with_their_own_keys_ignore_the_batch():
+    keys = jax.vmap(lambda i: jax.random.fold_in(KEY, i))(jnp.arange(4))
+    plain, y = correlated_denoiser(Cosine(), PRIOR_MEAN, PRIOR), jnp.asarray(OBSERVED)[None]
+    x_T, times = jnp.asarray(rows(1, 4, SMALL)), time_grid(Cosine(), 5)
+    run = jax.jit(lambda x, key: repaint(masking(KNOWN), y, resamples=3)(plain, Cosine(), x, times, key))
+    assert max_relative(run(x_T[1:3], keys[1:3]), run(x_T, keys)[1:3]) <= 1e-10
+
+
+def test_bad_options_are_refused():
+    with pytest.raises(ValueError, match="a length of 10 is no multiple of factor 4; crop it to 8"):
+        decimation(4).apply(jnp.zeros((1, 10)))
+    with pytest.raises(ValueError, match="factor must be at least 2, got 1"):
+        decimation(1)
+    with pytest.raises(ValueError, match="cutoff must be a fraction .* got 8000"):
+        lowpass(8000)
+    with pytest.raises(ValueError, match="limit must be above 0, got 0"):
+        clipping(0)
+    with pytest.raises(ValueError, match="resamples must be at least 1, got 0"):
+        repaint(masking(MASK), jnp.zeros((1, D)), resamples=0)
