@@ -11,6 +11,8 @@ from .inverse import moment_matching_guidance as moment_matching_guidance
 from .inverse import pseudo_inverse_guidance as pseudo_inverse_guidance
 from .inverse import reconstruction_guidance as reconstruction_guidance
 from .inverse import repaint as repaint
+from .likelihood import bits_per_dimension as bits_per_dimension
+from .likelihood import log_likelihood as log_likelihood
 from .objectives import DrawnTimes as DrawnTimes
 from .objectives import LossHistogram as LossHistogram
 from .objectives import diffusion_loss as diffusion_loss
