@@ -4,29 +4,26 @@ Each function is named after what it builds and raises ConfigError when the part
 """
 
 import dataclasses
-from collections.abc import Callable
 
 import optax
 from flax import nnx
+from jaxtyping import Array
 
 from jaxdiff import diffusion, features, networks, tasks, training
 from jaxdiff.config import (
     CompressedStft,
     Config,
     ConfigError,
-    Cosine,
     Generation,
-    LinearBeta,
     LogMel,
     Patches,
-    RectifiedFlow,
     Vocoding,
     WaveNet,
     crop_samples,
     hop_length,
 )
 from jaxdiff.data import Crop
-from jaxdiff.diffusion import Sampler, Schedule
+from jaxdiff.diffusion import Denoiser, Guidance, Sampler, Schedule, Weight
 from jaxdiff.diffusion.objectives import SampleTimes
 from jaxdiff.features import Representation
 from jaxdiff.tasks import Task
@@ -77,37 +74,62 @@ def task(config: Config, representation: Representation, num_classes: int) -> Ta
 
 
 def schedule(config: Config) -> Schedule:
-    match config.diffusion.schedule:
-        case Cosine():
-            return diffusion.Cosine()
-        case RectifiedFlow(shift=shift):
-            return diffusion.RectifiedFlow(shift)
-        case LinearBeta(steps=steps, beta_min=low, beta_max=high):
-            return diffusion.LinearBeta(steps, low, high)
+    options = dataclasses.asdict(config.diffusion.schedule)
+    kinds = {
+        "cosine": diffusion.Cosine,
+        "sigmoid": diffusion.Sigmoid,
+        "linear_beta": diffusion.LinearBeta,
+        "vp": diffusion.VP,
+        "ve": diffusion.VE,
+        "edm": diffusion.EDM,
+        "rectified_flow": diffusion.RectifiedFlow,
+    }
+    return kinds[options.pop("kind")](**options)
 
 
 def times(config: Config) -> SampleTimes:
     d = config.diffusion
-    return diffusion.uniform_times if d.times == "uniform" else diffusion.logit_normal_times(d.times_mean, d.times_std)
+    match d.times:
+        case "uniform":
+            return diffusion.uniform_times
+        case "logit_normal":
+            return diffusion.logit_normal_times(d.times_mean, d.times_std)
+        case "lognormal":
+            return diffusion.lognormal_times(schedule(config), d.times_mean, d.times_std)
 
 
-def weight(config: Config) -> Callable | None:
+def weight(config: Config) -> Weight | None:
+    """Of the network's own error; a constant one is None, which costs nothing."""
     d = config.diffusion
-    if d.weight == "velocity" and d.prediction != "x0":
-        raise ConfigError(f"diffusion.weight velocity needs prediction x0, got {d.prediction}; use weight constant")
-    return None if d.weight == "constant" else diffusion.velocity_weight
+    if d.weight == "constant":
+        return None
+    weights = {
+        "velocity": diffusion.velocity_weight,
+        "snr": diffusion.snr_weight,
+        "min_snr": diffusion.min_snr_weight(),
+        "edm": diffusion.edm_weight(d.sigma_data),
+        "sigmoid": diffusion.sigmoid_weight(),
+    }
+    return diffusion.weight_for(d.prediction, weights[d.weight], d.sigma_data)
 
 
 def sampler(name: str) -> Sampler:
-    samplers = {
-        "euler": diffusion.euler,
-        "heun": diffusion.heun,
-        "ddim": diffusion.ddim(),
-        "ancestral": diffusion.ancestral,
-    }
-    if name not in samplers:
-        raise ConfigError(f"sampler: expected one of {', '.join(samplers)}, got {name!r}")
-    return samplers[name]
+    if name not in diffusion.SAMPLERS:
+        raise ConfigError(f"sampler: expected one of {', '.join(diffusion.SAMPLERS)}, got {name!r}")
+    return diffusion.SAMPLERS[name].sampler
+
+
+def guidance(config: Config) -> Guidance:
+    """`(conditional, unconditional, scale) -> denoiser`, within the configured noise levels."""
+    s, levels = config.sampling, schedule(config)
+
+    def guide(conditional: Denoiser, unconditional: Denoiser, scale: Array) -> Denoiser:
+        guided = diffusion.classifier_free_guidance(conditional, unconditional, scale, rescale=s.guidance_rescale)
+        if s.guidance_low == 0 and s.guidance_high == float("inf"):
+            return guided
+        return diffusion.guidance_interval(guided, conditional, levels, s.guidance_low, s.guidance_high)
+
+    return guide
 
 
 def optimizer(config: Config) -> optax.GradientTransformation:

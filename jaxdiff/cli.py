@@ -1,4 +1,4 @@
-"""The command `jaxdiff`: train, generate, features, info. What is wrong is said in one sentence before any work.
+"""The command `jaxdiff`. What is wrong is said in one sentence before any work.
 
 Exit codes: 0 done, 1 the data or a checkpoint cannot be used, 2 the command or configuration is wrong, 130 and 143
 interrupted by Ctrl-C and SIGTERM with everything saved. Heavy imports happen inside the commands, so `--help` is quick.
@@ -59,7 +59,9 @@ class Generate:
     guidance: float | None = None
     """classifier-free guidance scale, 1 is off (the configuration's)"""
     sampler: str | None = None
-    """euler, heun, ddim or ancestral (the configuration's)"""
+    """euler, heun, dpmpp_2m, unipc2 ... (the configuration's)"""
+    spacing: str | None = None
+    """uniform, quadratic, cosine, karras, logsnr, or searched (see search-schedule) (the configuration's)"""
     source: Path | None = None
     """for vocoders: the sound, or folder of sounds, to resynthesise (the training corpus)"""
     overwrite: bool = False
@@ -101,6 +103,30 @@ class Features:
 
 
 @dataclass(frozen=True)
+class SearchSchedule:
+    """Find the best grid of N times for a trained model and keep it beside its checkpoint.
+
+    It is found by gradient descent through the sampler, towards what many steps make of the same noise. To use it:
+    jaxdiff generate DIR --sampler SAMPLER --steps N --spacing searched.
+    """
+
+    directory: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DIR")]
+    """work directory of a run"""
+    steps: int
+    """sampling steps"""
+    sampler: str | None = None
+    """a deterministic one (the configuration's)"""
+    count: int = 16
+    """sounds to search on, and as many others to judge on"""
+    iterations: int = 60
+    """steps of gradient descent"""
+    seed: int = 0
+    """of the noise"""
+    debug: bool = False
+    """show the traceback of an error"""
+
+
+@dataclass(frozen=True)
 class Info:
     """Show what a run is: model, size, data, checkpoint."""
 
@@ -120,12 +146,21 @@ def main(argv: list[str] | None = None) -> None:
     if argv[:1] == ["train"] and {"-h", "--help"} & set(argv):
         _print_train_help()
     command = tyro.cli(
-        Train | Generate | Features | Info, prog="jaxdiff", description=_DESCRIPTION, args=argv or ["--help"]
+        Train | Generate | SearchSchedule | Features | Info,
+        prog="jaxdiff",
+        description=_DESCRIPTION,
+        args=argv or ["--help"],
     )
     try:
         if overrides and not isinstance(command, Train):
             raise ConfigError(f"--{next(iter(overrides))}: configuration keys can be given to train only")
-        run = {Train: _train, Generate: _generate, Features: _features, Info: _info}[type(command)]
+        run = {
+            Train: _train,
+            Generate: _generate,
+            SearchSchedule: _search_schedule,
+            Features: _features,
+            Info: _info,
+        }[type(command)]
         code = run(command, *([overrides] if isinstance(command, Train) else []))
     except KeyboardInterrupt:
         code = 130
@@ -251,6 +286,7 @@ def _generate(command: Generate) -> int:
         steps=command.steps,
         guidance=command.guidance,
         sampler=command.sampler,
+        spacing=command.spacing,
         source=command.source,
     )
     command.out.mkdir(parents=True, exist_ok=True)
@@ -280,13 +316,34 @@ def _sidecars(command: Generate, pipeline: "Pipeline", labels: list[int]) -> lis
             "label": pipeline.classes[k] if k >= 0 else None,
             "sampler": command.sampler or sampling.sampler,
             "steps": command.steps or sampling.steps,
-            "spacing": sampling.spacing,
+            "spacing": command.spacing or sampling.spacing,
             "guidance": sampling.guidance if command.guidance is None else command.guidance,
             "source": str(command.source) if command.source else None,
             "sample_rate": pipeline.sample_rate,
         }
         for i, k in enumerate(labels)
     ]
+
+
+# search-schedule ----------------------------------------------------------------------------------------------------
+
+
+def _search_schedule(command: SearchSchedule) -> int:
+    from . import grids
+    from .pipeline import load
+
+    pipeline = load(command.directory)
+    options = dict(sampler=command.sampler, count=command.count, seed=command.seed, iterations=command.iterations)
+    grid = grids.search(pipeline, steps=command.steps, **options)
+    path = grids.write_grid(command.directory, grid)
+    _out.print(" ".join(f"{t:.4f}" for t in grid.times), markup=False)
+    _out.print(
+        f"mean squared error {grid.error:.3g}, before the search {grid.error_before:.3g}; kept in {path}; to use it:\n"
+        f"  jaxdiff generate {shlex.quote(str(command.directory))} --out out --sampler {grid.sampler} "
+        f"--steps {command.steps} --spacing searched",
+        markup=False,
+    )
+    return 0
 
 
 # features -----------------------------------------------------------------------------------------------------------

@@ -17,6 +17,13 @@ from typing import Any, Literal
 
 import yaml
 
+SamplerName = Literal[
+    "euler", "ddim", "heun", "midpoint", "rk4", "dpm2", "dpmpp_1s", "dpmpp_2s", "dpmpp_2m", "dpmpp_3m", "lms2", "lms3",
+    "lms4", "unipc2", "unipc3", "ancestral", "euler_ancestral", "edm", "sde_dpmpp_1s", "sde_dpmpp_2m",
+    "predictor_corrector", "stochastic_flow",
+]  # fmt: skip
+SpacingName = Literal["uniform", "quadratic", "cosine", "karras", "logsnr", "searched"]
+
 
 class ConfigError(ValueError):
     """A configuration that cannot be used; one sentence: what, expected, got, what to do."""
@@ -107,26 +114,73 @@ class Transformer:
     remat: bool = False
 
 
+# Schedules. In each a shift above 1 spends more of training and sampling at high noise.
+
+
 @dataclass(frozen=True)
 class Cosine:
     """Variance-preserving cosine schedule."""
 
     kind: Literal["cosine"] = "cosine"
+    shift: float = 1.0
+
+
+@dataclass(frozen=True)
+class Sigmoid:
+    """Variance-preserving schedule along a piece of the logistic curve."""
+
+    kind: Literal["sigmoid"] = "sigmoid"
+    start: float = -3.0
+    end: float = 3.0
+    tau: float = 1.0
+    shift: float = 1.0
 
 
 @dataclass(frozen=True)
 class LinearBeta:
-    """DDPM's betas; the defaults are DiffWave's."""
+    """DDPM's betas, or with `scaled` their square roots, evenly spaced; the defaults are DiffWave's."""
 
     kind: Literal["linear_beta"] = "linear_beta"
     steps: int = 50
     beta_min: float = 1e-4
     beta_max: float = 0.05
+    scaled: bool = False
+    shift: float = 1.0
+
+
+@dataclass(frozen=True)
+class VP:
+    """Variance-preserving SDE with linear beta."""
+
+    kind: Literal["vp"] = "vp"
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+    shift: float = 1.0
+
+
+@dataclass(frozen=True)
+class VE:
+    """Variance-exploding SDE with geometric noise levels."""
+
+    kind: Literal["ve"] = "ve"
+    sigma_min: float = 0.01
+    sigma_max: float = 50.0
+    shift: float = 1.0
+
+
+@dataclass(frozen=True)
+class EDM:
+    """Noise levels to `sigma_max`, time their power 1 / `rho`."""
+
+    kind: Literal["edm"] = "edm"
+    sigma_max: float = 80.0
+    rho: float = 7.0
+    shift: float = 1.0
 
 
 @dataclass(frozen=True)
 class RectifiedFlow:
-    """Straight paths; a shift above 1 spends more of training and sampling at high noise."""
+    """Straight paths."""
 
     kind: Literal["rectified_flow"] = "rectified_flow"
     shift: float = 1.0
@@ -154,12 +208,13 @@ class Vocoding:
 class Diffusion:
     """Noise schedule, what the network predicts, which times it trains on and how they weigh."""
 
-    schedule: Cosine | LinearBeta | RectifiedFlow = field(default_factory=RectifiedFlow)
-    prediction: Literal["x0", "eps", "v", "flow"] = "x0"
-    times: Literal["uniform", "logit_normal"] = "logit_normal"
+    schedule: Cosine | Sigmoid | LinearBeta | VP | VE | EDM | RectifiedFlow = field(default_factory=RectifiedFlow)
+    prediction: Literal["x0", "eps", "v", "flow", "edm"] = "x0"
+    sigma_data: float = 1.0  # deviation of the features, which normalisation makes 1: for prediction and weight edm
+    times: Literal["uniform", "logit_normal", "lognormal"] = "logit_normal"
     times_mean: float = 0.0
     times_std: float = 1.0
-    weight: Literal["velocity", "constant"] = "velocity"  # constant: the prediction's own squared error
+    weight: Literal["velocity", "constant", "snr", "min_snr", "edm", "sigmoid"] = "velocity"  # constant: its own error
 
 
 @dataclass(frozen=True)
@@ -182,10 +237,13 @@ class Train:
 class Sampling:
     """How sounds are made when the command line does not say."""
 
-    sampler: Literal["euler", "heun", "ddim", "ancestral"] = "heun"
+    sampler: SamplerName = "heun"
     steps: int = 16
-    spacing: Literal["uniform", "quadratic"] = "uniform"
+    spacing: SpacingName = "uniform"
     guidance: float = 1.0
+    guidance_low: float = 0.0  # guide only where sigma / alpha is above this ...
+    guidance_high: float = float("inf")  # ... and at most this
+    guidance_rescale: float = 0.0  # 1: the guided estimate keeps the deviation of the conditional one
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,19 @@ from jaxdiff import config as configuration
 from jaxdiff.config import Config, ConfigError
 from jaxdiff.data import open_corpus, read_audio
 from jaxdiff.data.pipeline import Batch
-from jaxdiff.diffusion import Prediction, Sampler, Schedule, classifier_free_guidance, denoiser, noise, time_grid
+from jaxdiff.diffusion import (
+    Denoiser,
+    Guidance,
+    Prediction,
+    Sampler,
+    Schedule,
+    denoiser,
+    noise,
+    prior_scale,
+    time_grid,
+)
 from jaxdiff.features import Normalization, Representation, chain, normalize
+from jaxdiff.grids import read_grid
 from jaxdiff.tasks import Task
 from jaxdiff.training import checkpoints
 
@@ -66,32 +77,45 @@ def abstract_params(config: Config, features: int, num_classes: int) -> Any:
     return nnx.to_pure_dict(nnx.split(network)[1])
 
 
-def make_generate(
+def make_denoiser(
     graphdef: nnx.GraphDef,
-    representation: Representation,
     task: Task,
     schedule: Schedule,
     *,
     prediction: Prediction,
-    sampler: Sampler,
-    guided: bool = False,
-) -> Callable[[Any, Array, Batch, Array, Array], Array]:
-    """`generate(params, keys, batch, times, guidance) -> wave [batch, samples]`, one jitted program.
+    sigma_data: float = 1.0,
+    guidance: Guidance | None = None,
+) -> Callable[[Any, Batch, Array], Denoiser]:
+    """`(params, batch, scale) -> denoiser` of the batch's condition; without `guidance` the scale is not used."""
 
-    `keys` [batch] seed the items; `batch` gives labels or sounds to condition on and, by the shape of its wave, the
-    length; `times` is the sampler's grid. Without `guided` the guidance scale is not used and costs nothing.
-    """
-
-    def generate(params: Any, keys: Array, batch: Batch, times: Array, guidance: Array) -> Array:
+    def make(params: Any, batch: Batch, scale: Array) -> Denoiser:
         network = nnx.merge(graphdef, params)
         cond = task.condition(batch)
-        denoise = denoiser(network, schedule, prediction, cond)
-        if guided:
-            unconditional = denoiser(network, schedule, prediction, cond.without_label())
-            denoise = classifier_free_guidance(denoise, unconditional, guidance)
+        conditional = denoiser(network, schedule, prediction, cond, sigma_data=sigma_data)
+        if guidance is None:
+            return conditional
+        unconditional = denoiser(network, schedule, prediction, cond.without_label(), sigma_data=sigma_data)
+        return guidance(conditional, unconditional, scale)
+
+    return make
+
+
+def make_generate(
+    make_denoiser: Callable[[Any, Batch, Array], Denoiser],
+    representation: Representation,
+    schedule: Schedule,
+    sampler: Sampler,
+) -> Callable[[Any, Array, Batch, Array, Array], Array]:
+    """`generate(params, keys, batch, times, scale) -> wave [batch, samples]`, one jitted program.
+
+    `keys` [batch] seed the items; `batch` gives labels or sounds to condition on and, by the shape of its wave, the
+    length; `times` is the sampler's grid and `scale` that of the guidance.
+    """
+
+    def generate(params: Any, keys: Array, batch: Batch, times: Array, scale: Array) -> Array:
         shape = jax.eval_shape(representation.encode, batch["wave"]).shape
-        x0 = sampler(denoise, schedule, noise(keys, shape), times, keys)
-        return representation.decode(x0)
+        x_T = prior_scale(schedule) * noise(keys, shape)
+        return representation.decode(sampler(make_denoiser(params, batch, scale), schedule, x_T, times, keys))
 
     return jax.jit(generate)
 
@@ -100,7 +124,7 @@ class Pipeline:
     """A trained model: configuration, class names, averaged weights.
 
     Attributes: `config`, `classes`, `sample_rate` (Hz), `step` (training steps of the checkpoint), `fingerprint`
-    (sha256 that names its bytes), `warnings` (newer checkpoints passed over as damaged).
+    (sha256 that names its bytes), `directory` of the run, `warnings` (newer checkpoints passed over as damaged).
     """
 
     def __init__(
@@ -112,25 +136,38 @@ class Pipeline:
         *,
         step: int,
         fingerprint: str,
+        directory: Path = Path(),
         warnings: tuple[str, ...] = (),
     ):
         self.config, self.classes, self.params = config, classes, params
-        self.step, self.fingerprint, self.warnings = step, fingerprint, warnings
+        self.step, self.fingerprint, self.directory, self.warnings = step, fingerprint, directory, warnings
         self.sample_rate = config.data.sample_rate
         self.model = build_model(config, len(classes), normalization)
         self._program = functools.lru_cache(maxsize=16)(self._make)
 
+    def make_denoiser(self, guidance: float) -> Callable[[Any, Batch, Array], Denoiser]:
+        """`(params, batch, scale) -> denoiser`, with classifier-free guidance in it unless the scale is to be 1."""
+        m, d = self.model, self.config.diffusion
+        guide = build.guidance(self.config) if guidance != 1.0 and self.classes else None
+        options = dict(prediction=d.prediction, sigma_data=d.sigma_data, guidance=guide)
+        return make_denoiser(m.graphdef, m.task, m.schedule, **options)
+
+    def items(self, seed: int, index: np.ndarray, samples: int) -> tuple[Array, Batch]:
+        """Keys and batch of the items `index` of a seed: classes, or sounds to condition on, in turn."""
+        labels = np.array([self.label_index(None, i) for i in index], np.int32)
+        waves = self._sources(None, int(max(index)) + 1, samples)[index]
+        return _item_keys(jax.random.key(seed), index), {"wave": waves, "label": labels}
+
     def _make(self, sampler: str, guided: bool) -> Callable:
         m = self.model
-        return make_generate(
-            m.graphdef,
-            m.representation,
-            m.task,
-            m.schedule,
-            prediction=self.config.diffusion.prediction,
-            sampler=build.sampler(sampler),
-            guided=guided,
-        )
+        make = self.make_denoiser(2.0 if guided else 1.0)
+        return make_generate(make, m.representation, m.schedule, build.sampler(sampler))
+
+    def times(self, sampler: str, steps: int, spacing: str) -> Array:
+        """The grid of times of that name; raises ConfigError when it must have been searched for and was not."""
+        if spacing == "searched":
+            return jnp.asarray(read_grid(self.directory, sampler, steps, self.fingerprint).times, jnp.float32)
+        return time_grid(self.model.schedule, steps, spacing)
 
     def generate(
         self,
@@ -142,6 +179,7 @@ class Pipeline:
         steps: int | None = None,
         guidance: float | None = None,
         sampler: str | None = None,
+        spacing: str | None = None,
         source: Path | None = None,
     ) -> np.ndarray:
         """`count` sounds [count, samples], float32, at `sample_rate`.
@@ -154,6 +192,7 @@ class Pipeline:
         steps = sampling.steps if steps is None else steps
         guidance = sampling.guidance if guidance is None else guidance
         seconds = self.config.data.seconds if seconds is None else seconds
+        sampler = sampler or sampling.sampler
         if count < 1 or steps < 1 or not 0 < seconds <= 600:
             raise ConfigError(
                 f"count {count} and steps {steps} must be at least 1 and seconds {seconds} in 0 to 600; change them"
@@ -163,8 +202,8 @@ class Pipeline:
         samples = math.ceil(wanted / hop) * hop
         labels = np.array([self.label_index(label, i) for i in range(count)], np.int32)
         waves = self._sources(source, count, samples)
-        program = self._program(sampler or sampling.sampler, guidance != 1.0 and len(self.classes) > 0)
-        times = time_grid(self.model.schedule, steps, sampling.spacing)
+        program = self._program(sampler, guidance != 1.0 and len(self.classes) > 0)
+        times = self.times(sampler, steps, spacing or sampling.spacing)
         chunk = min(MAX_CHUNK, 1 << (count - 1).bit_length())
         made = []
         for first in range(0, count, chunk):
@@ -234,6 +273,7 @@ def load(directory: str | Path) -> Pipeline:
         model["normalization"],
         step=step,
         fingerprint=checkpoints.fingerprint(directory, step),
+        directory=directory.parent,
         warnings=tuple(problems),
     )
 

@@ -81,6 +81,7 @@ def run(config: Config, workdir: Path, *, report: Callable[[str], None] = print)
         prediction=config.diffusion.prediction,
         sample_t=build.times(config),
         weight=build.weight(config),
+        sigma_data=config.diffusion.sigma_data,
         ema_decay=config.train.ema_decay,
     )
     meta = {"config": to_dict(config), "classes": list(classes), "features": features}

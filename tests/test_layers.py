@@ -17,10 +17,11 @@ ALLOWED = {
     "training": {"diffusion", "tasks", "data"},
     "config": set(),
     "build": {"features", "networks", "diffusion", "data", "tasks", "training", "config"},
-    "pipeline": {"features", "networks", "diffusion", "data", "tasks", "training", "config", "build"},
+    "grids": {"diffusion", "data", "config", "pipeline"},
+    "pipeline": {"grids", "features", "networks", "diffusion", "data", "tasks", "training", "config", "build"},
     "extraction": {"features", "data"},
     "runs": {"features", "networks", "data", "training", "config", "build", "pipeline"},
-    "cli": {"data", "networks", "training", "config", "extraction", "pipeline", "runs", "__init__"},
+    "cli": {"grids", "data", "networks", "training", "config", "extraction", "pipeline", "runs", "__init__"},
     "__main__": {"cli"},
     "__init__": {"data", "diffusion", "evaluation", "features", "networks", "tasks", "training", "pipeline"},
 }

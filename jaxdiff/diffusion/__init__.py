@@ -2,6 +2,7 @@
 
 from .denoisers import Denoiser as Denoiser
 from .denoisers import denoiser as denoiser
+from .guidance import Guidance as Guidance
 from .guidance import autoguidance as autoguidance
 from .guidance import classifier_free_guidance as classifier_free_guidance
 from .guidance import guidance_interval as guidance_interval
@@ -23,7 +24,6 @@ from .objectives import lognormal_times as lognormal_times
 from .objectives import sample_histogram as sample_histogram
 from .objectives import uniform_times as uniform_times
 from .objectives import update_histogram as update_histogram
-from .objectives import velocity_weight as velocity_weight
 from .operators import Operator as Operator
 from .operators import adjoint as adjoint
 from .operators import clipping as clipping
@@ -49,16 +49,18 @@ from .samplers import ddim as ddim
 from .samplers import euler as euler
 from .samplers import heun as heun
 from .samplers import noise as noise
-from .schedules import Cosine as Cosine
 from .schedules import EDM as EDM
+from .schedules import VE as VE
+from .schedules import VP as VP
+from .schedules import Cosine as Cosine
 from .schedules import LinearBeta as LinearBeta
 from .schedules import RectifiedFlow as RectifiedFlow
 from .schedules import Schedule as Schedule
 from .schedules import Sigmoid as Sigmoid
-from .schedules import VE as VE
-from .schedules import VP as VP
 from .schedules import logsnr as logsnr
 from .schedules import prior_scale as prior_scale
+from .search import grid_error as grid_error
+from .search import search_grid as search_grid
 from .times import Spacing as Spacing
 from .times import time_at_logsnr as time_at_logsnr
 from .times import time_grid as time_grid

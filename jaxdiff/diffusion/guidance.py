@@ -8,12 +8,16 @@ eps, v and flow:
 What the negative is names the method: the model without its condition, or a worse version of the model.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
 from .denoisers import Denoiser
 from .schedules import Schedule
+
+Guidance = Callable[[Denoiser, Denoiser, Array], Denoiser]  # positive, negative and scale to the guided one
 
 
 def classifier_free_guidance(

@@ -13,7 +13,7 @@ from flax import nnx
 from jaxtyping import Array
 
 from jaxdiff.data import Batch
-from jaxdiff.diffusion import Prediction, Schedule, diffusion_loss, uniform_times
+from jaxdiff.diffusion import Prediction, Schedule, Weight, diffusion_loss, uniform_times
 from jaxdiff.diffusion.objectives import SampleTimes
 from jaxdiff.tasks import Task
 
@@ -37,7 +37,8 @@ def make_train_step(
     *,
     prediction: Prediction = "flow",
     sample_t: SampleTimes = uniform_times,
-    weight: Callable[[Array], Array] | None = None,
+    weight: Weight | None = None,
+    sigma_data: float = 1.0,
     ema_decay: float = 0.999,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
     """`train_step(state, batch) -> (state, metrics)`, jitted; the state passed in is donated.
@@ -60,6 +61,7 @@ def make_train_step(
                 prediction=prediction,
                 sample_t=sample_t,
                 weight=weight,
+                sigma_data=sigma_data,
             )
 
         (_, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(state.params)
