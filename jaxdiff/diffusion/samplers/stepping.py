@@ -1,0 +1,87 @@
+"""What all samplers share: the scan over times, noise per item, and the coordinates they step in.
+
+Dividing x_t by alpha + sigma turns any schedule into straight paths with noise share s = sigma / (alpha + sigma):
+
+    x_t / (alpha + sigma) = (1 - s) x0 + s eps,      dx/ds = eps - x0 = (x - x0_hat) / s
+
+so one deterministic step rule serves all schedules, and needs no derivative of them. `toward` is the exact solution
+for a constant x0_hat: Euler in s, DDIM with eta = 0 and the first-order DPM-Solver++ alike.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from ..denoisers import Denoiser
+from ..schedules import Schedule
+
+Sampler = Callable[[Denoiser, Schedule, Array, Array, Key[Array, "*batch"]], Array]
+
+
+class Levels(NamedTuple):
+    """Signal and noise level at a time, with what follows from them."""
+
+    alpha: Array
+    sigma: Array
+
+    @property
+    def scale(self) -> Array:
+        return self.alpha + self.sigma
+
+    @property
+    def share(self) -> Array:
+        """Noise share, 0 at the data to 1 where no signal is left."""
+        return self.sigma / self.scale
+
+
+def levels(schedule: Schedule, t: Array) -> Levels:
+    return Levels(schedule.alpha(t), schedule.sigma(t))
+
+
+def toward(x: Array, x0_hat: Array, here: Levels, there: Levels) -> Array:
+    """Keep x0_hat and its noise, and change their levels: alpha' x0_hat + sigma' (x - alpha x0_hat) / sigma."""
+    gain = there.sigma / here.sigma
+    return gain * x + (there.alpha - gain * here.alpha) * x0_hat
+
+
+def noise_ratio(here: Levels, there: Levels) -> Array:
+    """exp(-h) for the step h of log(alpha / sigma): 1 for no step, 0 to the data or from where alpha is 0."""
+    return (here.alpha * there.sigma) / (there.alpha * here.sigma)
+
+
+def noise(key: Key[Array, "*batch"], shape: tuple[int, ...]) -> Float[Array, "..."]:
+    """Standard normal noise; with keys [batch] item i depends on `key[i]` alone.
+
+    >>> noise(jax.random.split(jax.random.key(0), 3), (3, 4)).shape
+    (3, 4)
+    """
+    if key.ndim == 0:
+        return jax.random.normal(key, shape)
+    return jax.vmap(lambda k: jax.random.normal(k, shape[1:]))(key)
+
+
+def draw(key: Key[Array, "*batch"], count: Array, x: Array) -> Array:
+    """A sampler's noise number `count`, like x; every stochastic step takes its noise from here."""
+    fold = lambda k: jax.random.fold_in(k, count)  # noqa: E731
+    return noise(fold(key) if key.ndim == 0 else jax.vmap(fold)(key), x.shape).astype(x.dtype)
+
+
+def scan(step: Callable, x_T: Array, times: Array) -> Array:
+    """Apply `step(x, t, t_next, i)` over neighbouring times."""
+    grid = (times[:-1], times[1:], jnp.arange(len(times) - 1))
+    return jax.lax.scan(lambda x, g: (step(x, *g), None), x_T, grid)[0]
+
+
+def time_at(schedule: Schedule, share: Array, low: Array, high: Array) -> Array:
+    """The time between `low` and `high` with this noise share, by bisection to the last bit."""
+
+    def halve(_, ends):
+        middle = (ends[0] + ends[1]) / 2
+        above = levels(schedule, middle).share > share
+        return jnp.where(above, ends[0], middle), jnp.where(above, middle, ends[1])
+
+    low, high = jax.lax.fori_loop(0, jnp.finfo(share.dtype).nmant + 2, halve, (low, high))
+    return (low + high) / 2
