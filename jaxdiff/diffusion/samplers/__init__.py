@@ -5,6 +5,12 @@ on its neighbours. `SAMPLERS` lists them all. The order is that of the error in 
 deterministic samplers, of its mean and covariance for the others (0: exact with any number of steps). To reach order p
 the first step and the last must be of size steps^(-p / 2): a uniform grid is good for order 2, the cosine
 grid sin^2(pi t / 2), dense at both ends, for all.
+
+>>> import jax, jax.numpy as jnp
+>>> from jaxdiff.diffusion import RectifiedFlow, time_grid
+>>> key, certain = jax.random.key(0), lambda x_t, t: jnp.full_like(x_t, 2)
+>>> SAMPLERS["dpmpp_2m"].sampler(certain, RectifiedFlow(), noise(key, (1, 3)), time_grid(RectifiedFlow(), 4), key)
+Array([[2., 2., 2.]], dtype=float32)
 """
 
 from typing import NamedTuple

@@ -107,7 +107,8 @@ def edm(s_churn: float = 40.0, s_noise: float = 1.003, s_min: float = 0.05, s_ma
         def step(x, t, t_next, i):
             here, there = levels(schedule, t), levels(schedule, raised[i])
             gain = jnp.where(raised[i] > t, there.alpha / jnp.where(here.alpha > 0, here.alpha, 1), 1)
-            added = jnp.sqrt(jnp.maximum(there.sigma**2 - (gain * here.sigma) ** 2, 0))
+            kept = gain * here.sigma
+            added = jnp.sqrt(jnp.maximum((there.sigma - kept) * (there.sigma + kept), 0))
             x = gain * x + s_noise * added * draw(key, i, x)
             return _two_stages("eps", denoiser, schedule, x, raised[i], t_next, t_next)
 
