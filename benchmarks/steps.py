@@ -85,9 +85,7 @@ def _draw(rows, path):
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
     for i, ((sampler, spacing), values) in enumerate(rows.items()):
         style = {"uniform": "--", "cosine": "-"}[spacing]
-        axes.plot(
-            EVALUATIONS, values, style, marker="o", markersize=3, color=f"C{i % 10}", label=f"{sampler}, {spacing}"
-        )
+        axes.plot(EVALUATIONS, values, style, marker="o", color=f"C{i % 10}", label=f"{sampler}, {spacing}")
     axes.set(
         xscale="log", yscale="log", xlabel="evaluations of the network", ylabel="Frechet distance / training sounds'"
     )

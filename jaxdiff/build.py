@@ -4,7 +4,10 @@ Each function is named after what it builds and raises ConfigError when the part
 """
 
 import dataclasses
+import functools
+from collections.abc import Callable
 
+import jax
 import optax
 from flax import nnx
 from jaxtyping import Array
@@ -26,7 +29,9 @@ from jaxdiff.data import Crop
 from jaxdiff.diffusion import Denoiser, Guidance, Sampler, Schedule, Weight
 from jaxdiff.diffusion.objectives import SampleTimes
 from jaxdiff.features import Representation
+from jaxdiff.networks import Condition
 from jaxdiff.tasks import Task
+from jaxdiff.training import Objective
 
 
 def crop(config: Config) -> Crop:
@@ -51,6 +56,7 @@ def representation(config: Config) -> Representation:
 def network(config: Config, channels: int, num_classes: int, rngs: nnx.Rngs) -> nnx.Module:
     options = {k: v for k, v in dataclasses.asdict(config.network).items() if k != "kind"}
     vocoding = config.task if isinstance(config.task, Vocoding) else None
+    options["self_conditioning"] = config.diffusion.self_conditioning
     options["condition_features"] = vocoding.n_mels if vocoding else 0
     options["num_classes"] = 0 if vocoding else num_classes
     frames_per_condition = vocoding.hop_length // hop_length(config) if vocoding else 1
@@ -111,6 +117,47 @@ def weight(config: Config) -> Weight | None:
         "sigmoid": diffusion.sigmoid_weight(),
     }
     return diffusion.weight_for(d.prediction, weights[d.weight], d.sigma_data)
+
+
+def auxiliary(config: Config, representation: Representation) -> Callable | None:
+    """`(x0_hat, x0) -> [batch]`: how far the decoded sounds are apart."""
+    d, sr = config.diffusion, config.data.sample_rate
+    if d.auxiliary == "none":
+        return None
+    if isinstance(config.representation, LogMel):
+        raise ConfigError(
+            f"diffusion.auxiliary {d.auxiliary} needs a representation that decodes exactly, got log_mel; "
+            f"use patches or compressed_stft, or auxiliary none"
+        )
+    distance = {
+        "stft": features.multi_resolution_stft_loss,
+        "mel": functools.partial(features.mel_loss, sr=sr),
+    }[d.auxiliary]
+    return lambda x0_hat, x0: d.auxiliary_weight * distance(representation.decode(x0_hat), representation.decode(x0))
+
+
+def objective(config: Config, representation: Representation) -> Objective:
+    d, levels = config.diffusion, schedule(config)
+    options = dict(
+        prediction=d.prediction,
+        weight=weight(config),
+        sigma_data=d.sigma_data,
+        auxiliary=auxiliary(config, representation),
+        with_estimate=Condition.with_estimate if d.self_conditioning else None,
+    )
+
+    def importance(network, x0, cond, key, histogram):
+        time_key, noise_key = jax.random.split(key)
+        drawn = diffusion.sample_histogram(histogram, time_key, len(x0))
+        losses, metrics = diffusion.item_losses(network, levels, x0, cond, drawn.t, noise_key, **options)
+        loss = (drawn.weight * losses).mean()
+        return loss, ({"loss": loss, **metrics}, diffusion.update_histogram(histogram, drawn.t, losses))
+
+    def plain(network, x0, cond, key, histogram):
+        loss, metrics = diffusion.diffusion_loss(network, levels, x0, cond, key, sample_t=times(config), **options)
+        return loss, (metrics, histogram)
+
+    return importance if d.times == "importance" else plain
 
 
 def sampler(name: str) -> Sampler:

@@ -62,6 +62,8 @@ class Generate:
     """euler, heun, dpmpp_2m, unipc2 ... (the configuration's)"""
     spacing: str | None = None
     """uniform, quadratic, cosine, karras, logsnr, or searched (see search-schedule) (the configuration's)"""
+    ema: float | None = None
+    """relative width of the average of the weights, 0.04 to 0.2, for runs with train.posthoc_ema"""
     source: Path | None = None
     """for vocoders: the sound, or folder of sounds, to resynthesise (the training corpus)"""
     overwrite: bool = False
@@ -272,7 +274,7 @@ def _generate(command: Generate) -> int:
         raise ConfigError(f"--count {command.count}: make at least 1")
     from .pipeline import load
 
-    pipeline = load(command.directory)
+    pipeline = load(command.directory, ema=command.ema)
     for warning in pipeline.warnings:
         print(f"jaxdiff: warning: passed over {warning}", file=sys.stderr)
     labels = [pipeline.label_index(command.label, i) for i in range(command.count)]

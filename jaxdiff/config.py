@@ -211,10 +211,13 @@ class Diffusion:
     schedule: Cosine | Sigmoid | LinearBeta | VP | VE | EDM | RectifiedFlow = field(default_factory=RectifiedFlow)
     prediction: Literal["x0", "eps", "v", "flow", "edm"] = "x0"
     sigma_data: float = 1.0  # deviation of the features, which normalisation makes 1: for prediction and weight edm
-    times: Literal["uniform", "logit_normal", "lognormal"] = "logit_normal"
+    times: Literal["uniform", "logit_normal", "lognormal", "importance"] = "logit_normal"
     times_mean: float = 0.0
     times_std: float = 1.0
     weight: Literal["velocity", "constant", "snr", "min_snr", "edm", "sigmoid"] = "velocity"  # constant: its own error
+    auxiliary: Literal["none", "stft", "mel"] = "none"  # loss of the decoded sound, times auxiliary_weight
+    auxiliary_weight: float = 1.0
+    self_conditioning: bool = False  # the network sees its own first estimate, at twice the sampling cost
 
 
 @dataclass(frozen=True)
@@ -227,6 +230,7 @@ class Train:
     warmup: int = 100
     weight_decay: float = 0.01
     ema_decay: float = 0.999
+    posthoc_ema: bool = False  # keep snapshots from which averages of any length can be made afterwards
     seed: int = 0
     log_every: int = 20
     sample_every: int = 1000

@@ -34,8 +34,10 @@ from jaxdiff.diffusion import (
 )
 from jaxdiff.features import Normalization, Representation, chain, normalize
 from jaxdiff.grids import read_grid
+from jaxdiff.networks import Condition
 from jaxdiff.tasks import Task
 from jaxdiff.training import checkpoints
+from jaxdiff.training.ema import reconstruct
 
 MAX_CHUNK = 16
 
@@ -84,17 +86,19 @@ def make_denoiser(
     *,
     prediction: Prediction,
     sigma_data: float = 1.0,
+    self_conditioning: bool = False,
     guidance: Guidance | None = None,
 ) -> Callable[[Any, Batch, Array], Denoiser]:
     """`(params, batch, scale) -> denoiser` of the batch's condition; without `guidance` the scale is not used."""
+    options = dict(sigma_data=sigma_data, with_estimate=Condition.with_estimate if self_conditioning else None)
 
     def make(params: Any, batch: Batch, scale: Array) -> Denoiser:
         network = nnx.merge(graphdef, params)
         cond = task.condition(batch)
-        conditional = denoiser(network, schedule, prediction, cond, sigma_data=sigma_data)
+        conditional = denoiser(network, schedule, prediction, cond, **options)
         if guidance is None:
             return conditional
-        unconditional = denoiser(network, schedule, prediction, cond.without_label(), sigma_data=sigma_data)
+        unconditional = denoiser(network, schedule, prediction, cond.without_label(), **options)
         return guidance(conditional, unconditional, scale)
 
     return make
@@ -149,8 +153,15 @@ class Pipeline:
         """`(params, batch, scale) -> denoiser`, with classifier-free guidance in it unless the scale is to be 1."""
         m, d = self.model, self.config.diffusion
         guide = build.guidance(self.config) if guidance != 1.0 and self.classes else None
-        options = dict(prediction=d.prediction, sigma_data=d.sigma_data, guidance=guide)
-        return make_denoiser(m.graphdef, m.task, m.schedule, **options)
+        return make_denoiser(
+            m.graphdef,
+            m.task,
+            m.schedule,
+            prediction=d.prediction,
+            sigma_data=d.sigma_data,
+            self_conditioning=d.self_conditioning,
+            guidance=guide,
+        )
 
     def items(self, seed: int, index: np.ndarray, samples: int) -> tuple[Array, Batch]:
         """Keys and batch of the items `index` of a seed: classes, or sounds to condition on, in turn."""
@@ -251,10 +262,11 @@ def source_files(source: Path | None, config: Config) -> list[Path]:
     return [r.path for r in corpus.recordings]
 
 
-def load(directory: str | Path) -> Pipeline:
+def load(directory: str | Path, *, ema: float | None = None) -> Pipeline:
     """The newest undamaged checkpoint of a run, ready to make sounds; the run's folder is all it needs.
 
-    Raises CheckpointError when there is none.
+    `ema` takes instead of the weights averaged in training the average of relative width `ema` (0.04 to 0.2) as of the
+    last snapshot, for runs with `train.posthoc_ema`. Raises CheckpointError when there is no checkpoint or snapshot.
     """
     directory = Path(directory) / "checkpoints"
     step, problems = checkpoints.latest(directory)
@@ -266,13 +278,19 @@ def load(directory: str | Path) -> Pipeline:
         "normalization": abstract_normalization(config, features),
     }
     model = checkpoints.restore_model(directory, step, like)
+    params, fingerprint = model["ema_params"], checkpoints.fingerprint(directory, step)
+    if ema is not None:
+        snapshots = checkpoints.read_averages(directory.parent / "snapshots", like["ema_params"])
+        step = snapshots[-1].step
+        params = jax.tree.map(jnp.asarray, reconstruct(snapshots, step, ema))
+        fingerprint = f"{fingerprint} ema {ema:g} at {step}"
     return Pipeline(
         config,
         classes,
-        model["ema_params"],
+        params,
         model["normalization"],
         step=step,
-        fingerprint=checkpoints.fingerprint(directory, step),
+        fingerprint=fingerprint,
         directory=directory.parent,
         warnings=tuple(problems),
     )

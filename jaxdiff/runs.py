@@ -2,6 +2,7 @@
 
 WORKDIR/config.yaml      the resolved configuration      WORKDIR/log.jsonl     metrics, one line per interval
 WORKDIR/checkpoints/N    Orbax, with a manifest           WORKDIR/samples/N     sounds and pictures on the way
+WORKDIR/snapshots/N      averages for post-hoc EMA         WORKDIR/grids         time grids found for a checkpoint
 WORKDIR/rejected.txt     files of the corpus that cannot be used, and why
 """
 
@@ -22,6 +23,8 @@ from .features import Normalization, fit_normalization
 from .networks import count_params
 from .pipeline import Pipeline, abstract_normalization, build_model, init_params
 from .training import Hooks, TrainState, checkpoints, init_state, make_train_step, sharding, train
+
+SNAPSHOTS = 32  # of the averages over a whole training, for post-hoc EMA
 
 
 def run(config: Config, workdir: Path, *, report: Callable[[str], None] = print) -> int | None:
@@ -47,7 +50,11 @@ def run(config: Config, workdir: Path, *, report: Callable[[str], None] = print)
     optimizer = build.optimizer(config)
     features = build_model(config, len(classes), None).features
     key = jax.random.key(config.train.seed)
-    fresh = lambda: init_state(init_params(config, features, len(classes), key), optimizer, key)  # noqa: E731
+
+    def fresh() -> TrainState:
+        params = init_params(config, features, len(classes), key)
+        return init_state(params, optimizer, key, posthoc_ema=config.train.posthoc_ema)
+
     try:
         step, problems = checkpoints.latest(directory)
     except checkpoints.CheckpointError as nothing:
@@ -73,21 +80,13 @@ def run(config: Config, workdir: Path, *, report: Callable[[str], None] = print)
         return None
 
     model = build_model(config, len(classes), normalization)
-    train_step = make_train_step(
-        model.graphdef,
-        model.task,
-        model.schedule,
-        optimizer,
-        prediction=config.diffusion.prediction,
-        sample_t=build.times(config),
-        weight=build.weight(config),
-        sigma_data=config.diffusion.sigma_data,
-        ema_decay=config.train.ema_decay,
-    )
+    objective = build.objective(config, model.representation)
+    train_step = make_train_step(model.graphdef, model.task, objective, optimizer, ema_decay=config.train.ema_decay)
     meta = {"config": to_dict(config), "classes": list(classes), "features": features}
     hooks = Hooks(
         save=lambda state: checkpoints.save(directory, state, normalization, meta),
         sample=lambda state: _sample(config, classes, state, normalization, workdir / "samples" / str(int(state.step))),
+        snapshot=lambda state: checkpoints.save_averages(workdir / "snapshots", state),
     )
     start = int(state.step)
     share = (jax.process_index(), jax.process_count())
@@ -103,6 +102,7 @@ def run(config: Config, workdir: Path, *, report: Callable[[str], None] = print)
         log_every=config.train.log_every,
         sample_every=config.train.sample_every,
         save_every=config.train.save_every,
+        snapshot_every=max(1, config.train.steps // SNAPSHOTS) if config.train.posthoc_ema else 0,
     )
     return stopped
 

@@ -15,14 +15,25 @@ from jaxtyping import Array, Float, Int
 
 
 class Condition(NamedTuple):
-    """What is known while x0 is made: a class index per item and/or features per condition frame."""
+    """What is known while x0 is made: a class index per item, features per condition frame, and for networks built
+    with self-conditioning an earlier estimate of x0, 0 where there is none."""
 
     label: Int[Array, " batch"] | None = None
     frames: Float[Array, "batch frames channels"] | None = None
+    estimate: Float[Array, "batch network_frames features"] | None = None
 
     def without_label(self) -> "Condition":
         """The same condition with the class unknown, for classifier-free guidance."""
         return self._replace(label=None)
+
+    def with_estimate(self, x0_hat: Float[Array, "batch network_frames features"]) -> "Condition":
+        """The same condition and an estimate of x0 (Chen et al. 2022)."""
+        return self._replace(estimate=x0_hat)
+
+    def beside(self, x_t: Float[Array, "batch network_frames features"]) -> Float[Array, "batch network_frames both"]:
+        """`x_t` and the estimate side by side: the input of a network with self-conditioning."""
+        estimate = jnp.zeros_like(x_t) if self.estimate is None else self.estimate
+        return jnp.concatenate([x_t, estimate], axis=-1)
 
 
 class LabelEmbedding(nnx.Module):

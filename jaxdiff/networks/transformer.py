@@ -72,7 +72,8 @@ class Transformer(nnx.Module):
     `width` channels in `depth` blocks of `heads` heads; `width / heads` must be even (RoPE). `condition_features` > 0
     adds conditioner frames (as many as network frames), projected and summed to the input. `num_classes` > 0 adds a
     label embedding that is dropped with `label_dropout` in training. `dropout` acts on both branches of every block.
-    `absolute_positions` adds the sinusoids of Vaswani et al. 2017 (section 3.5) to the input.
+    `absolute_positions` adds the sinusoids of Vaswani et al. 2017 (section 3.5) to the input; with `self_conditioning`
+    the condition's estimate of x0 is part of it.
     """
 
     def __init__(
@@ -88,14 +89,16 @@ class Transformer(nnx.Module):
         num_classes: int = 0,
         label_dropout: float = 0.1,
         absolute_positions: bool = False,
+        self_conditioning: bool = False,
         remat: bool = False,
         rngs: nnx.Rngs,
     ):
         if width % (2 * heads):
             raise ValueError(f"width {width} must be a multiple of 2 * heads = {2 * heads}; use {2 * heads} * n")
         self.depth, self.remat, self.dropout = depth, remat, dropout
-        self.absolute_positions = absolute_positions
-        self.input = nnx.Linear(features, width, kernel_init=nnx.initializers.xavier_uniform(), rngs=rngs)
+        self.absolute_positions, self.self_conditioning = absolute_positions, self_conditioning
+        channels = 2 * features if self_conditioning else features
+        self.input = nnx.Linear(channels, width, kernel_init=nnx.initializers.xavier_uniform(), rngs=rngs)
         self.condition = nnx.Linear(condition_features, width, rngs=rngs) if condition_features else None
         self.time_1, self.time_2 = nnx.Linear(256, width, rngs=rngs), nnx.Linear(width, width, rngs=rngs)
         self.label = LabelEmbedding(num_classes, width, label_dropout, rngs=rngs) if num_classes else None
@@ -119,7 +122,7 @@ class Transformer(nnx.Module):
         if self.label is not None:
             c = c + self.label(cond.label, len(x_t), rngs=rngs)
         c = jax.nn.silu(c)
-        h = self.input(x_t)
+        h = self.input(cond.beside(x_t) if self.self_conditioning else x_t)
         if self.absolute_positions:
             frames, width = h.shape[1:]
             h = h + sinusoids(jnp.arange(frames, dtype=jnp.float32), 1e4 ** (-np.arange(width // 2) / (width // 2)))

@@ -115,7 +115,7 @@ class WaveNet(nnx.Module):
     `features` channels in and out; `channels` inside; dilations 1, 2, 4 ... 2**(dilation_cycle - 1), repeated.
     `diffusion_steps` scales t to the step numbers 0 ... steps - 1 that the embedding sees. `condition_features` > 0
     adds conditioner frames, `condition_hop` network frames to each. `num_classes` > 0 adds a label embedding with
-    dropout for classifier-free guidance.
+    dropout for classifier-free guidance; with `self_conditioning` the condition's estimate of x0 is part of the input.
 
     `authors_form` counts as the paper does, 2.64 M parameters: weight normalisation on every convolution and an
     upsampler per layer. Without it (one upsampler, plain weights) BASE is the same function class with 2.62 M.
@@ -137,14 +137,16 @@ class WaveNet(nnx.Module):
         num_classes: int = 0,
         label_dropout: float = 0.1,
         authors_form: bool = False,
+        self_conditioning: bool = False,
         remat: bool = False,
         rngs: nnx.Rngs,
     ):
+        self.self_conditioning = self_conditioning
         self.diffusion_steps, self.remat, self.layer_count = diffusion_steps, remat, layers
         self.dilations = tuple(2 ** (i % dilation_cycle) for i in range(layers))
         upsampled = condition_features > 0 and condition_hop > 1
         options = dict(weight_norm=authors_form, rngs=rngs)
-        self.input = Projection(features, channels, **options)
+        self.input = Projection(2 * features if self_conditioning else features, channels, **options)
         self.step_1 = nnx.Linear(128, embedding, kernel_init=_torch_uniform, rngs=rngs)
         self.step_2 = nnx.Linear(embedding, embedding, kernel_init=_torch_uniform, rngs=rngs)
         self.label = LabelEmbedding(num_classes, embedding, label_dropout, rngs=rngs) if num_classes else None
@@ -191,7 +193,7 @@ class WaveNet(nnx.Module):
             h, skip = layer(h, e, c, dilation, reach)
             return (h, total + skip), None
 
-        h = jax.nn.relu(self.input(x_t))
+        h = jax.nn.relu(self.input(cond.beside(x_t) if self.self_conditioning else x_t))
         start = (h, jnp.zeros_like(h))
         (_, total), _ = scan_layers(self.layers, apply, start, jnp.asarray(self.dilations), remat=self.remat)
         return self.output(jax.nn.relu(self.skip(total / np.sqrt(self.layer_count).astype(np.float32))))

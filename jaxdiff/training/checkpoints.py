@@ -16,6 +16,7 @@ import orbax.checkpoint as ocp
 
 from jaxdiff.data.files import atomic
 
+from .ema import SIGMA_RELS, Snapshot
 from .state import TrainState
 
 logging.getLogger("absl").setLevel(logging.ERROR)
@@ -27,17 +28,17 @@ class CheckpointError(ValueError):
     """A directory without a usable checkpoint; the message names it and says why."""
 
 
-def _manager(directory: Path) -> ocp.CheckpointManager:
-    options = ocp.CheckpointManagerOptions(
-        enable_async_checkpointing=False, preservation_policy=ocp.checkpoint_managers.LatestN(2)
-    )
+def _manager(directory: Path, keep: int | None = 2) -> ocp.CheckpointManager:
+    """`keep` None keeps all steps."""
+    policy = ocp.checkpoint_managers.LatestN(keep) if keep else ocp.checkpoint_managers.PreserveAll()
+    options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False, preservation_policy=policy)
     return ocp.CheckpointManager(Path(directory).absolute(), options=options)
 
 
 def save(directory: Path, state: TrainState, normalization: Any, meta: dict[str, Any]) -> Path:
     """Write the checkpoint of `state.step` under `directory` and return its folder; the last two are kept."""
     step = int(state.step)
-    train = {"step": state.step, "params": state.params, "opt_state": state.opt_state, "key": state.key}
+    train = {name: value for name, value in state._asdict().items() if name != "ema_params"}
     model = {"ema_params": state.ema_params, "normalization": normalization}
     with _manager(directory) as manager:
         manager.save(
@@ -47,11 +48,50 @@ def save(directory: Path, state: TrainState, normalization: Any, meta: dict[str,
             ),
             force=True,
         )
-    folder = Path(directory) / str(step)
+    return _seal(Path(directory) / str(step))
+
+
+def save_averages(directory: Path, state: TrainState) -> Path:
+    """Write the power-function averages of `state.step` under `directory`, where all steps are kept."""
+    step = int(state.step)
+    with _manager(directory, keep=None) as manager:
+        manager.save(step, args=ocp.args.Composite(averages=ocp.args.StandardSave(_named(state.averages))), force=True)
+    return _seal(Path(directory) / str(step))
+
+
+def read_averages(directory: Path, like: Any) -> list[Snapshot]:
+    """All undamaged snapshots, averages shaped as `like`. Raises CheckpointError when there is none."""
+    folders = [p for p in Path(directory).glob("*") if p.name.isdigit() and _problem(p) is None]
+    if not folders:
+        raise CheckpointError(f"{directory}: no snapshots of averages; train with train.posthoc_ema true")
+    args = ocp.args.StandardRestore(_abstract(_named((like,) * len(SIGMA_RELS))))
+    found = []
+    for step in sorted(int(p.name) for p in folders):
+        averages = _restore(directory, step, averages=args)["averages"]
+        found += [Snapshot(step, width, averages[str(width)]) for width in SIGMA_RELS]
+    return found
+
+
+def _named(averages: tuple[Any, ...]) -> dict[str, Any]:
+    return {str(width): average for width, average in zip(SIGMA_RELS, averages, strict=True)}
+
+
+def _seal(folder: Path) -> Path:
     manifest = json.dumps(_digests(folder), indent=1)
     with atomic(folder / _MANIFEST) as temporary:
         temporary.write_text(manifest, encoding="utf-8")
     return folder
+
+
+def _problem(folder: Path) -> str | None:
+    """What is wrong with a step's folder, if anything."""
+    try:
+        promised = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return f"{folder}: incomplete, it has no readable manifest"
+    found = _digests(folder)
+    wrong = sorted(name for name in promised.keys() | found.keys() if promised.get(name) != found.get(name))
+    return f"{folder}: damaged, {wrong[0]} is not what was saved" if wrong else None
 
 
 def _digests(folder: Path) -> dict[str, str]:
@@ -67,17 +107,10 @@ def latest(directory: Path) -> tuple[int, list[str]]:
     directory, problems = Path(directory), []
     steps = sorted((int(p.name) for p in directory.glob("*") if p.name.isdigit()), reverse=True)
     for step in steps:
-        folder = directory / str(step)
-        try:
-            promised = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            problems.append(f"{folder}: incomplete, it has no readable manifest")
-            continue
-        found = _digests(folder)
-        wrong = sorted(name for name in promised.keys() | found.keys() if promised.get(name) != found.get(name))
-        if not wrong:
+        problem = _problem(directory / str(step))
+        if problem is None:
             return step, problems
-        problems.append(f"{folder}: damaged, {wrong[0]} is not what was saved")
+        problems.append(problem)
     detail = problems[0] if problems else "no training has saved anything there yet"
     raise CheckpointError(f"{directory}: no usable checkpoint ({detail})")
 
@@ -99,7 +132,7 @@ def restore_model(directory: Path, step: int, like: dict[str, Any]) -> dict[str,
 
 def restore_state(directory: Path, step: int, like: TrainState, normalization: Any) -> tuple[TrainState, Any]:
     """The whole TrainState and the normalisation, shaped and sharded as given."""
-    train = {"step": like.step, "params": like.params, "opt_state": like.opt_state, "key": like.key}
+    train = {name: value for name, value in like._asdict().items() if name != "ema_params"}
     model = {"ema_params": like.ema_params, "normalization": normalization}
     found = _restore(
         directory,

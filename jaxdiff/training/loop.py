@@ -21,10 +21,11 @@ from .state import TrainState
 
 
 class Hooks(NamedTuple):
-    """What the loop calls: `save(state)`, and `sample(state)` for pictures and sounds to look at."""
+    """What the loop calls: `save(state)`, `sample(state)` for pictures and sounds, `snapshot(state)` of averages."""
 
     save: Callable[[TrainState], None]
     sample: Callable[[TrainState], None]
+    snapshot: Callable[[TrainState], None] = lambda state: None
 
 
 class TrainingError(RuntimeError):
@@ -43,6 +44,7 @@ def train(
     log_every: int = 20,
     sample_every: int = 0,
     save_every: int = 1000,
+    snapshot_every: int = 0,
 ) -> tuple[TrainState, int | None]:
     """Train up to step `steps`; returns the last state, saved, and the signal that ended training early (or None).
 
@@ -74,6 +76,8 @@ def train(
             before = time.perf_counter()
             if sample_every and step % sample_every == 0:
                 hooks.sample(state)
+            if snapshot_every and (step % snapshot_every == 0 or step == steps):
+                hooks.snapshot(state)
             if save_due:
                 hooks.save(state)
                 saved = step

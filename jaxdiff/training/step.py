@@ -5,6 +5,7 @@ wave -> features -> noise -> network -> loss -> gradient -> optax -> average of 
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,11 +14,14 @@ from flax import nnx
 from jaxtyping import Array
 
 from jaxdiff.data import Batch
-from jaxdiff.diffusion import Prediction, Schedule, Weight, diffusion_loss, uniform_times
-from jaxdiff.diffusion.objectives import SampleTimes
+from jaxdiff.diffusion import LossHistogram
 from jaxdiff.tasks import Task
 
+from .ema import update_averages
 from .state import TrainState
+
+# (network, x0, cond, key, histogram) -> loss, (metrics, histogram)
+Objective = Callable[[Callable, Array, Any, Array, LossHistogram], tuple[Array, tuple[dict[str, Array], LossHistogram]]]
 
 
 def make_optimizer(
@@ -32,13 +36,9 @@ def make_optimizer(
 def make_train_step(
     graphdef: nnx.GraphDef,
     task: Task,
-    schedule: Schedule,
+    objective: Objective,
     optimizer: optax.GradientTransformation,
     *,
-    prediction: Prediction = "flow",
-    sample_t: SampleTimes = uniform_times,
-    weight: Weight | None = None,
-    sigma_data: float = 1.0,
     ema_decay: float = 0.999,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
     """`train_step(state, batch) -> (state, metrics)`, jitted; the state passed in is donated.
@@ -52,24 +52,15 @@ def make_train_step(
 
         def loss(params):
             network = functools.partial(nnx.merge(graphdef, params), rngs=nnx.Rngs(network_key))
-            return diffusion_loss(
-                network,
-                schedule,
-                example.x0,
-                example.cond,
-                loss_key,
-                prediction=prediction,
-                sample_t=sample_t,
-                weight=weight,
-                sigma_data=sigma_data,
-            )
+            return objective(network, example.x0, example.cond, loss_key, state.histogram)
 
-        (_, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(state.params)
+        (_, (metrics, histogram)), gradient = jax.value_and_grad(loss, has_aux=True)(state.params)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
         ema_params = optax.incremental_update(params, state.ema_params, 1 - decay)
+        averages = update_averages(state.averages, params, state.step + 1) if state.averages else ()
         metrics["gradient_norm"] = optax.tree.norm(gradient)
-        return TrainState(state.step + 1, params, ema_params, opt_state, state.key), metrics
+        return TrainState(state.step + 1, params, ema_params, opt_state, state.key, histogram, averages), metrics
 
     return jax.jit(train_step, donate_argnums=0)
