@@ -1,5 +1,15 @@
 """Diffusion: schedules, predictions, objectives and samplers. Knows no audio, no Flax and no files."""
 
+from .bridges import Bridge as Bridge
+from .bridges import BridgeSampler as BridgeSampler
+from .bridges import FlowBridge as FlowBridge
+from .bridges import VEBridge as VEBridge
+from .bridges import VPBridge as VPBridge
+from .bridges import bridge_denoiser as bridge_denoiser
+from .bridges import bridge_loss as bridge_loss
+from .bridges import bridge_ode as bridge_ode
+from .bridges import bridge_sde as bridge_sde
+from .bridges import dbim as dbim
 from .denoisers import Denoiser as Denoiser
 from .denoisers import denoiser as denoiser
 from .guidance import Guidance as Guidance
