@@ -2,6 +2,7 @@
 
 A network is called as `network(x_t, t, cond, rngs=None)` with `x_t` [batch, frames, features], `t` [batch] in [0, 1]
 and a `Condition`; it returns an array shaped like `x_t`. `rngs` is given in training only: label dropout draws from it.
+A network built with a second time also takes `r` [batch] <= t, the time that its estimate is to jump to.
 """
 
 from collections.abc import Callable

@@ -73,7 +73,9 @@ class Transformer(nnx.Module):
     adds conditioner frames (as many as network frames), projected and summed to the input. `num_classes` > 0 adds a
     label embedding that is dropped with `label_dropout` in training. `dropout` acts on both branches of every block.
     `absolute_positions` adds the sinusoids of Vaswani et al. 2017 (section 3.5) to the input; with `self_conditioning`
-    the condition's estimate of x0 is part of it.
+    the condition's estimate of x0 is part of it. `second_time` lets the
+    network jump to a time r <= t: an embedding of t - r is added to that of t, zero at first, so that an ordinary
+    network's weights can be continued; without r it is r = t.
     """
 
     def __init__(
@@ -90,6 +92,7 @@ class Transformer(nnx.Module):
         label_dropout: float = 0.1,
         absolute_positions: bool = False,
         self_conditioning: bool = False,
+        second_time: bool = False,
         remat: bool = False,
         rngs: nnx.Rngs,
     ):
@@ -106,6 +109,8 @@ class Transformer(nnx.Module):
         zeros = dict(kernel_init=nnx.initializers.zeros_init(), rngs=rngs)
         self.modulation = nnx.Linear(width, 2 * width, **zeros)
         self.output = nnx.Linear(width, features, **zeros)
+        self.jump_1 = nnx.Linear(256, width, rngs=rngs) if second_time else None
+        self.jump_2 = nnx.Linear(width, width, **zeros) if second_time else None
 
     receptive_field = None  # the whole input
 
@@ -115,10 +120,15 @@ class Transformer(nnx.Module):
         t: Float[Array, " batch"],
         cond: Condition = Condition(),
         *,
+        r: Float[Array, " batch"] | None = None,
         rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "batch frames features"]:
-        c = sinusoids(1000 * t, 1e4 ** (-np.arange(128) / 128))
-        c = self.time_2(jax.nn.silu(self.time_1(c)))
+        if r is not None and self.jump_1 is None:
+            raise ValueError("the network was given a second time r but built without; build it with second_time=True")
+        frequencies = 1e4 ** (-np.arange(128) / 128)
+        c = self.time_2(jax.nn.silu(self.time_1(sinusoids(1000 * t, frequencies))))
+        if self.jump_1 is not None:
+            c = c + self.jump_2(jax.nn.silu(self.jump_1(sinusoids(1000 * (t - (t if r is None else r)), frequencies))))
         if self.label is not None:
             c = c + self.label(cond.label, len(x_t), rngs=rngs)
         c = jax.nn.silu(c)
