@@ -38,7 +38,7 @@ from jaxdiff.diffusion import (
 from jaxdiff.evaluation import frechet_distance
 from jaxdiff.features import chain, fit_normalization, normalize
 from jaxdiff.networks import Condition
-from jaxdiff.training import TrainState, init_state
+from jaxdiff.training import init_state
 
 COUNTS = (1, 2, 4, 16)
 
@@ -60,7 +60,8 @@ def make_step(loss_of, graphdef, task, optimizer, ema_decay):
         params = optax.apply_updates(state.params, updates)
         decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
         ema_params = optax.incremental_update(params, state.ema_params, 1 - decay)
-        return TrainState(state.step + 1, params, ema_params, opt_state, state.key), metrics
+        new = dict(step=state.step + 1, params=params, ema_params=ema_params, opt_state=opt_state)
+        return state._replace(**new), metrics
 
     return jax.jit(step, donate_argnums=0)
 

@@ -60,8 +60,8 @@ from .predictions import network_input as network_input
 from .predictions import target as target
 from .predictions import to_eps as to_eps
 from .predictions import to_x0 as to_x0
-from .samplers import Method as Method
 from .samplers import SAMPLERS as SAMPLERS
+from .samplers import Method as Method
 from .samplers import Sampler as Sampler
 from .samplers import adams_bashforth as adams_bashforth
 from .samplers import ancestral as ancestral
@@ -79,14 +79,14 @@ from .samplers import predictor_corrector as predictor_corrector
 from .samplers import rk4 as rk4
 from .samplers import stochastic_flow as stochastic_flow
 from .samplers import unipc as unipc
-from .schedules import Cosine as Cosine
 from .schedules import EDM as EDM
+from .schedules import VE as VE
+from .schedules import VP as VP
+from .schedules import Cosine as Cosine
 from .schedules import LinearBeta as LinearBeta
 from .schedules import RectifiedFlow as RectifiedFlow
 from .schedules import Schedule as Schedule
 from .schedules import Sigmoid as Sigmoid
-from .schedules import VE as VE
-from .schedules import VP as VP
 from .schedules import logsnr as logsnr
 from .schedules import prior_scale as prior_scale
 from .search import grid_error as grid_error
