@@ -29,7 +29,7 @@ from jaxtyping import Array, Float, Key, PRNGKeyArray
 from .denoisers import Denoiser
 from .objectives import SampleTimes, uniform_times
 from .predictions import spread
-from .samplers import _fold_in, noise
+from .samplers.stepping import draw
 
 Weights = tuple[Float[Array, "*time"], Float[Array, "*time"], Float[Array, "*time"]]
 
@@ -154,9 +154,9 @@ def _implicit(eta: float, first: float) -> BridgeSampler:
             kept = jnp.sqrt(jnp.maximum(std_u**2 - fresh**2, 0)) / jnp.where(std_t > 0, std_t, 1)
             r = jnp.where(std_t > 0, kept, markov)
             x = r * x + (x_u - r * x_t) * denoiser(x, t) + (y_u - r * y_t) * y
-            return (x + fresh * noise(_fold_in(key, i), y.shape) if eta or first else x), None
+            return (x + fresh * draw(key, i, y) if eta or first else x), None
 
-        start = y + bridge.marginal(times[0])[2] * noise(_fold_in(key, jnp.asarray(len(times))), y.shape)
+        start = y + bridge.marginal(times[0])[2] * draw(key, jnp.asarray(len(times)), y)
         return jax.lax.scan(step, start, (times[:-1], times[1:], jnp.arange(len(times) - 1)))[0]
 
     return sample

@@ -25,7 +25,8 @@ from jaxtyping import Array, Float, Key, PRNGKeyArray
 from .denoisers import Denoiser
 from .objectives import SampleTimes, uniform_times
 from .predictions import Prediction, spread, target
-from .samplers import Sampler, _levels, _scan, noise
+from .samplers import Sampler, noise
+from .samplers.stepping import levels, scan
 from .schedules import Schedule, logsnr
 
 Times = Float[Array, " batch"]
@@ -51,8 +52,9 @@ def flow_map(network: Callable, cond, resolution: float | Array = 1 / 64) -> Flo
 
 def _jump(schedule: Schedule, x_t: Array, t: Array, r: Array, X: Array) -> Array:
     """x_r on the straight line from x_t towards X."""
-    (scale, s), (scale_r, s_r) = ([spread(v, x_t) for v in _levels(schedule, time)] for time in (t, r))
-    return scale_r * (X + (s_r / s) * (x_t / scale - X))
+    here, there = (levels(schedule, time) for time in (t, r))
+    ratio = spread(there.share / here.share, x_t)
+    return spread(there.scale, x_t) * (X + ratio * (x_t / spread(here.scale, x_t) - X))
 
 
 def flow_map_sampler(
@@ -65,7 +67,7 @@ def flow_map_sampler(
     >>> flow_map_sampler(halfway, RectifiedFlow(), jnp.array([4.0]), jnp.array([1.0, 0.0]), jax.random.key(0)).tolist()
     [2.0]
     """
-    return _scan(lambda x, t, r, i: _jump(schedule, x, t, r, flow_map(x, t, r)), x_T, times)
+    return scan(lambda x, t, r, i: _jump(schedule, x, t, r, flow_map(x, t, r)), x_T, times)
 
 
 def dyadic_intervals(levels: int = 6) -> SampleIntervals:
@@ -126,7 +128,7 @@ def _two_jumps(flow_map: FlowMap, schedule: Schedule, x_t: Array, t: Times, r: T
     m = (t + r) / 2
     first = flow_map(x_t, t, m)
     second = flow_map(_jump(schedule, x_t, t, m, first), m, r)
-    s_t, s_m, s_r = (spread(_levels(schedule, time)[1], x_t) for time in (t, m, r))
+    s_t, s_m, s_r = (spread(levels(schedule, time).share, x_t) for time in (t, m, r))
     return (s_t * (s_m - s_r) * second + s_r * (s_t - s_m) * first) / (s_m * (s_t - s_r))
 
 
