@@ -73,7 +73,8 @@ NOT_SMOOTH = {"spectral_rolloff", "zero_crossing_rate", "pyin", "yin", "hpss_mas
 NO_TRANSFORM = {
     "Normalization", "Representation", "Stream", "chain", "compressed_stft", "fit_normalization", "log_mel",
     "normalize", "patches", "hz_to_mel", "mel_to_hz", "mel_filterbank", "fft_frequencies", "stft_stream",
-    "istft_stream", "melspectrogram_stream", "chroma_filterbank", "cq_to_chroma", "cqt_frequencies", "invertible_cqt", "icqt",
+    "istft_stream", "melspectrogram_stream", "chroma_filterbank", "cq_to_chroma", "cqt_frequencies",
+    "invertible_cqt", "icqt",
     "frame_loudness", "integrated_loudness", "momentary_loudness", "short_term_loudness", "loudness_range",
     "true_peak", "normalize_loudness", "A_weighting", "C_weighting", "K_weighting", "biquad_response", "fft_convolve",
     "sosfilt", "change_speed", "Augmentation", "Mixed", "add_noise", "background_noise", "bit_crush", "clipping",
