@@ -1,11 +1,25 @@
 """The configuration is strict: every key and type is checked, nothing is guessed."""
 
+import typing
 from pathlib import Path
 
+import jax.numpy as jnp
 import pytest
 import yaml
 
-from jaxdiff.config import Config, ConfigError, Transformer, crop_samples, from_dict, load_config, to_dict, to_yaml
+from jaxdiff import build, diffusion
+from jaxdiff.config import (
+    Config,
+    ConfigError,
+    SamplerName,
+    SpacingName,
+    Transformer,
+    crop_samples,
+    from_dict,
+    load_config,
+    to_dict,
+    to_yaml,
+)
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
 
@@ -61,3 +75,39 @@ def test_every_shipped_configuration_loads_and_says_where_it_comes_from(path):
     header = path.read_text().split("\n\n")[0]
     assert header.startswith("#")
     assert "jaxdiff train" in header
+
+
+def test_names_are_the_toolbox_s():
+    assert set(typing.get_args(SamplerName)) == set(diffusion.SAMPLERS)
+    assert set(typing.get_args(SpacingName)) - {"searched"} == set(typing.get_args(diffusion.Spacing))
+
+
+@pytest.mark.parametrize("kind", ["cosine", "sigmoid", "linear_beta", "vp", "ve", "edm", "rectified_flow"])
+def test_every_schedule_is_built_with_its_options(kind):
+    config = from_dict({"diffusion": {"schedule": {"kind": kind, "shift": 2}}})
+    schedule = build.schedule(config)
+    assert type(schedule).__name__.lower() == kind.replace("_", "")
+    assert schedule.shift == 2
+
+
+@pytest.mark.parametrize("prediction", ["x0", "eps", "v", "flow", "edm"])
+@pytest.mark.parametrize("weight", ["velocity", "snr", "min_snr", "edm", "sigmoid"])
+def test_weights_mean_the_same_for_every_prediction(prediction, weight):
+    """The weighted error of any prediction is the weighted error of the x0 that it stands for."""
+    config = from_dict({"diffusion": {"schedule": {"kind": "cosine"}, "prediction": prediction, "weight": weight}})
+    schedule, t = build.schedule(config), jnp.array([0.3])
+    if prediction == "flow":  # the factor of flow is stated for straight schedules
+        schedule = diffusion.RectifiedFlow()
+    x_t, a, b = jnp.array([0.7]), jnp.array([0.4]), jnp.array([-0.2])
+    x0 = [diffusion.to_x0(prediction, schedule, t, x_t, out, config.diffusion.sigma_data) for out in (a, b)]
+    logsnr = diffusion.logsnr(schedule, t)
+    of_x0 = build.weight(from_dict({"diffusion": {"prediction": "x0", "weight": weight}}))
+    assert float(build.weight(config)(logsnr)[0] * (a - b)[0] ** 2) == pytest.approx(
+        float(of_x0(logsnr)[0] * (x0[0] - x0[1])[0] ** 2), rel=1e-4
+    )
+
+
+def test_an_auxiliary_loss_needs_an_exact_decoder():
+    config = from_dict({"representation": {"kind": "log_mel"}, "diffusion": {"auxiliary": "stft"}})
+    with pytest.raises(ConfigError, match="use patches or compressed_stft"):
+        build.objective(config, build.representation(config))

@@ -10,7 +10,7 @@ import pytest
 
 from jaxdiff import build, load, runs
 from jaxdiff import config as configuration
-from jaxdiff.config import ConfigError, from_dict
+from jaxdiff.config import ConfigError, from_dict, to_dict
 from jaxdiff.data import AudioError
 from jaxdiff.data.orchestra import write_orchestra
 from jaxdiff.diffusion import Cosine
@@ -53,7 +53,11 @@ def last_state(workdir, config, classes=8):
     step, _ = checkpoints.latest(directory)
     features = build_model(config, classes, None).features
     optimizer, key = build.optimizer(config), jax.random.key(0)
-    like = jax.eval_shape(lambda: init_state(init_params(config, features, classes, key), optimizer, key))
+    like = jax.eval_shape(
+        lambda: init_state(
+            init_params(config, features, classes, key), optimizer, key, posthoc_ema=config.train.posthoc_ema
+        )
+    )
     vector = jax.ShapeDtypeStruct((features,), jnp.float32)
     state, normalization = checkpoints.restore_state(
         directory, step, like, runs.Normalization(vector, vector) if config.normalize.enabled else None
@@ -234,3 +238,66 @@ def test_shipped_configurations_train_and_generate_in_two_tiny_steps(name, folde
 def test_diffwave_configuration_is_base():
     config = configuration.load_config(configuration.Path(__file__).parent.parent / "configs" / "diffwave.yaml")
     assert count_params(abstract_params(config, 1, 0)) == 2_637_305
+
+
+@pytest.mark.parametrize(
+    "diffusion",
+    [
+        {"times": "importance"},
+        {"self_conditioning": True},
+        {"prediction": "edm", "schedule": {"kind": "edm"}, "times": "lognormal", "times_mean": -1.2, "weight": "edm"},
+        {"prediction": "v", "schedule": {"kind": "cosine"}, "weight": "min_snr"},
+    ],
+    ids=lambda d: next(iter(d)) + str(next(iter(d.values()))),
+)
+def test_every_objective_trains_resumes_and_samples(folder, tmp_path, monkeypatch, diffusion):
+    config = from_dict({**to_dict(small(folder, steps=24)), "diffusion": diffusion})
+    with monkeypatch.context() as patch:
+        Interrupt(patch, 7)
+        assert runs.run(config, tmp_path / "b", report=lambda _: None) == 15
+    assert runs.run(config, tmp_path / "b", report=lambda _: None) is None
+    assert runs.run(config, tmp_path / "a", report=lambda _: None) is None
+    assert log(tmp_path / "a") == log(tmp_path / "b")
+    losses = [loss for _, loss, _ in log(tmp_path / "a")]
+    assert np.mean(losses[-6:]) < 0.9 * np.mean(losses[:6])
+    assert np.isfinite(load(tmp_path / "a").generate(count=2, steps=3)).all()
+
+
+def test_importance_learns_where_the_loss_is(folder, tmp_path):
+    config = from_dict({**to_dict(small(folder)), "diffusion": {"times": "importance"}})
+    runs.run(config, tmp_path / "a", report=lambda _: None)
+    histogram = last_state(tmp_path / "a", config)[0].histogram
+    assert 20 < float(histogram.mass.sum()) <= 80  # 20 steps of 4 items, a little of them faded
+    assert float(histogram.square.sum()) > 0
+
+
+def test_the_auxiliary_loss_is_added(folder, tmp_path):
+    tree = to_dict(small(folder, steps=3)) | {"representation": {"kind": "patches", "size": 64}}
+    for name, weight in (("a", 0.0), ("b", 2.0)):
+        extra = {"diffusion": {"auxiliary": "mel", "auxiliary_weight": weight}}
+        runs.run(from_dict(tree | extra), tmp_path / name, report=lambda _: None)
+    rows = [json.loads((tmp_path / n / "log.jsonl").read_text().splitlines()[0]) for n in "ab"]
+    assert rows[0]["auxiliary"] == 0
+    assert rows[1]["auxiliary"] > 0
+    assert rows[1]["loss"] == pytest.approx(rows[0]["loss"] + rows[1]["auxiliary"], rel=1e-5)
+
+
+def test_averages_of_any_width_can_be_made_afterwards(folder, tmp_path):
+    config = small(folder, steps=32, posthoc_ema=True)
+    runs.run(config, tmp_path, report=lambda _: None)
+    averages = last_state(tmp_path, config)[0].averages
+    for width, average in zip((0.05, 0.10), averages, strict=True):  # a width that was kept comes back as it was
+        made = load(tmp_path, ema=width).params
+        for a, b in zip(leaves(made), leaves(average), strict=True):
+            np.testing.assert_allclose(a, b, rtol=0, atol=1e-6 * max(1.0, np.abs(b).max()))
+    between = leaves(load(tmp_path, ema=0.07).params)
+    distance = lambda x, y: sum(float(((a - b) ** 2).sum()) for a, b in zip(x, y, strict=True))  # noqa: E731
+    ends = [leaves(a) for a in averages]
+    assert 0 < distance(between, ends[0]) < distance(*ends)
+    assert 0 < distance(between, ends[1]) < distance(*ends)
+    damaged = next((tmp_path / "snapshots" / "16").rglob("*.json"))
+    damaged.write_text("{}")
+    assert load(tmp_path, ema=0.07).step == 32  # passed over
+    runs.run(small(folder, steps=2), tmp_path / "other", report=lambda _: None)
+    with pytest.raises(CheckpointError, match="no snapshots"):
+        load(tmp_path / "other", ema=0.07)
