@@ -299,7 +299,7 @@ def energy_distance(a, b):
 def test_shortcut_training_makes_one_step_samples_of_a_mixture():
     """Energy distance to the mixture; an ordinary model's one step from noise lands on the mean of all modes."""
     schedule, x_T, data = RectifiedFlow(), noise(jax.random.key(7), (2000, 1, 2)), mixture(jax.random.key(8), 2000)
-    plain, jumper = train(ordinary_objective, RBG), train(shortcut_objective, RBG)
+    plain, jumper = train(ordinary_objective, KEY), train(shortcut_objective, KEY)
     denoise = lambda x, t: mlp(plain, x, jnp.broadcast_to(t, len(x)), None)  # noqa: E731
     jump, ordinary, jumped = flow_map(functools.partial(mlp, jumper), None), {}, {}
     for steps in (1, 2, 16):
