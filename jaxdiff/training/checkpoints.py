@@ -30,7 +30,7 @@ class CheckpointError(ValueError):
 
 def _manager(directory: Path, keep: int | None = 2) -> ocp.CheckpointManager:
     """`keep` None keeps all steps."""
-    policy = ocp.checkpoint_managers.LatestN(keep) if keep else ocp.checkpoint_managers.PreserveAll()
+    policy = ocp.checkpoint_managers.LatestN(keep) if keep else None
     options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False, preservation_policy=policy)
     return ocp.CheckpointManager(Path(directory).absolute(), options=options)
 
