@@ -6,6 +6,7 @@ import shutil
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from jaxdiff import build, load, runs
@@ -13,14 +14,12 @@ from jaxdiff import config as configuration
 from jaxdiff.config import ConfigError, from_dict, to_dict
 from jaxdiff.data import AudioError
 from jaxdiff.data.orchestra import write_orchestra
-from jaxdiff.diffusion import Cosine
 from jaxdiff.networks import count_params
 from jaxdiff.pipeline import abstract_params, build_model, init_params
 from jaxdiff.training import (
     CheckpointError,
     Hooks,
     TrainingError,
-    TrainState,
     checkpoints,
     init_state,
     make_optimizer,
@@ -146,6 +145,11 @@ def test_a_run_that_is_not_there(tmp_path):
         load(tmp_path / "nowhere")
 
 
+def toy_objective():
+    diffusion = {"schedule": {"kind": "cosine"}, "prediction": "v", "weight": "constant", "times": "uniform"}
+    return build.objective(from_dict({"diffusion": diffusion}), None)
+
+
 def toy(config, num_classes=2):
     model = build_model(config, num_classes, None)
     key = jax.random.key(0)
@@ -172,7 +176,7 @@ def test_three_hundred_steps_trace_once_and_learn():
         traces += 1
         return model.task.example(batch, key)
 
-    step = make_train_step(model.graphdef, model.task._replace(example=example), Cosine(), optimizer, prediction="v")
+    step = make_train_step(model.graphdef, model.task._replace(example=example), toy_objective(), optimizer)
     state = init_state(params, optimizer, key)
     wave = np.sin(np.outer([0.1, 0.3, 0.1, 0.3], np.arange(512))).astype(np.float32) * 2
     batch = {"wave": wave, "label": np.array([0, 1, 0, 1], np.int32)}
@@ -187,7 +191,7 @@ def test_three_hundred_steps_trace_once_and_learn():
 
 def test_the_average_of_the_weights_follows_its_formula():
     model, params, optimizer, key = toy(toy_config())
-    step = make_train_step(model.graphdef, model.task, Cosine(), optimizer, prediction="v", ema_decay=0.25)
+    step = make_train_step(model.graphdef, model.task, toy_objective(), optimizer, ema_decay=0.25)
     state = init_state(params, optimizer, key)
     batch = {"wave": np.ones((2, 512), np.float32), "label": np.zeros(2, np.int32)}
     expected = np.asarray(jax.tree.leaves(params)[3])
@@ -201,7 +205,7 @@ def test_the_average_of_the_weights_follows_its_formula():
 def test_a_loss_that_is_not_finite_stops_training_and_keeps_the_last_checkpoint(tmp_path):
     saved = []
     hooks = Hooks(save=lambda state: saved.append(state), sample=lambda state: None)
-    state = TrainState(jnp.int32(0), {}, {}, (), jax.random.key(0))
+    state = init_state({}, optax.sgd(0.1), jax.random.key(0))
     step = lambda state, batch: (state._replace(step=state.step + 1), {"loss": batch})  # noqa: E731
     losses = iter([jnp.float32(x) for x in (1.0, 0.9, float("nan"), 0.8)])
     with pytest.raises(TrainingError, match="the loss is nan at step 3"):
@@ -252,12 +256,13 @@ def test_diffwave_configuration_is_base():
 )
 def test_every_objective_trains_resumes_and_samples(folder, tmp_path, monkeypatch, diffusion):
     config = from_dict({**to_dict(small(folder, steps=60, learning_rate=1e-2)), "diffusion": diffusion})
-    with monkeypatch.context() as patch:
-        Interrupt(patch, 7)
-        assert runs.run(config, tmp_path / "b", report=lambda _: None) == 15
-    assert runs.run(config, tmp_path / "b", report=lambda _: None) is None
-    assert runs.run(config, tmp_path / "a", report=lambda _: None) is None
-    assert log(tmp_path / "a") == log(tmp_path / "b")
+    runs.run(config, tmp_path / "a", report=lambda _: None)
+    if config.diffusion.times == "importance":  # its histogram is part of the state
+        with monkeypatch.context() as patch:
+            Interrupt(patch, 7)
+            assert runs.run(config, tmp_path / "b", report=lambda _: None) == 15
+        runs.run(config, tmp_path / "b", report=lambda _: None)
+        assert log(tmp_path / "a") == log(tmp_path / "b")
     losses = [loss for _, loss, _ in log(tmp_path / "a")]
     assert np.mean(losses[-15:]) < 0.95 * np.mean(losses[:15])
     assert np.isfinite(load(tmp_path / "a").generate(count=2, steps=3)).all()
