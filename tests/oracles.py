@@ -8,10 +8,25 @@ and for data that is one of finitely many points it is their softmax average. Bo
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+
+@dataclass(frozen=True)
+class Exploding:
+    """alpha = 1, sigma = sigma_max t^rho, as EDM's."""
+
+    sigma_max: float = 80.0
+    rho: float = 7.0
+
+    def alpha(self, t):
+        return jnp.ones_like(t)
+
+    def sigma(self, t):
+        return self.sigma_max * jnp.asarray(t) ** self.rho
 
 
 def gaussian_denoiser(schedule, mean: float, std: float) -> Callable:
