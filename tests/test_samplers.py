@@ -1,4 +1,4 @@
-"""Every sampler on the benchmark's exact cases, against the papers' formulas, and as a program."""
+"""Every sampler on the benchmark's exact cases, and as a program; test_sampler_formulas.py has the papers' loops."""
 
 import functools
 import importlib.util
@@ -31,7 +31,7 @@ benchmark = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(benchmark)
 
 KEY = jax.random.key(0)
-# The same as euler and ancestral (test_first_orders_are_one_sampler), or as the start of lms4.
+# The same as euler and ancestral (test_sampler_formulas.py), or as the start of lms4.
 REDUNDANT = {"ddim", "dpmpp_1s", "euler_ancestral", "sde_dpmpp_1s", "lms2", "lms3"}
 STOCHASTIC = [name for name in SAMPLERS if name not in REDUNDANT and not SAMPLERS[name].deterministic]
 each_sampler = pytest.mark.parametrize("name", [name for name in SAMPLERS if name not in REDUNDANT])
@@ -99,7 +99,7 @@ def test_a_wrong_order_is_noticed(monkeypatch):
 
 @each_stochastic
 def test_noise_of_the_right_size(name):
-    """Mean and covariance at 512 steps, exactly: right within a bound that 5 % too much noise exceeds four times."""
+    """Mean and covariance at 512 steps, exactly: right within a bound that 5 % too much noise exceeds thrice over."""
     schedule, method = Cosine(), SAMPLERS[name]
     with jax.enable_x64(True):
         problem = benchmark.gaussian_flow if method.order == 0 else benchmark.gaussian_denoiser
