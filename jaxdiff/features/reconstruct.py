@@ -106,7 +106,7 @@ def griffinlim(
         def iterate(carry, _):
             spectra, before = carry
             y = overlap_add(irfft(spectra, n_fft) * weight, hop_length) * inverse
-            rebuilt = rfft(frame(y, n_fft, hop_length) * weight)
+            rebuilt = rfft(frame(y, n_fft, hop_length, weight))
             spectra = rebuilt - momentum / (1 + momentum) * before
             return (S * unit_phase(spectra), rebuilt), None
 

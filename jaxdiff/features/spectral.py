@@ -40,7 +40,12 @@ def check_wave(y: Array) -> None:
 
 
 def cut_frames(
-    y: Float[Array, "... samples"], frame_length: int, hop_length: int, center: bool, pad_mode: str
+    y: Float[Array, "... samples"],
+    frame_length: int,
+    hop_length: int,
+    center: bool,
+    pad_mode: str,
+    window: np.ndarray | None = None,
 ) -> Float[Array, "... frames length"]:
     """Frames of a checked waveform, with `center` around the samples 0, hop_length, 2 hop_length ..."""
     check_wave(y)
@@ -50,7 +55,7 @@ def cut_frames(
         raise ValueError(
             f"the waveform has {y.shape[-1]} samples, a frame needs {frame_length}; use center or shorter frames"
         )
-    return frame(y, frame_length, hop_length)
+    return frame(y, frame_length, hop_length, window)
 
 
 @functools.lru_cache(maxsize=16)
@@ -103,8 +108,7 @@ def frame_spectra(
     method: Method,
 ) -> Complex[Array, "frames bins"]:
     """The STFT of one waveform, frames first: what every spectral transform starts from."""
-    frames = cut_frames(y, n_fft, hop_length, center, pad_mode)
-    return rfft(frames * jnp.asarray(fft_window(window, win_length, n_fft), y.dtype), method)
+    return rfft(cut_frames(y, n_fft, hop_length, center, pad_mode, fft_window(window, win_length, n_fft)), method)
 
 
 @transform
