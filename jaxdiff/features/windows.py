@@ -32,6 +32,9 @@ def fft_window(window: Window, win_length: int, n_fft: int) -> np.ndarray:
     return values
 
 
+MAX_COPIES = 32  # runs of columns that are copied one by one; more make a program slow to compile
+
+
 @functools.lru_cache(maxsize=32)
 def squared_envelope(window: Window, win_length: int, n_fft: int, hop_length: int, count: int) -> np.ndarray:
     """Sum of `count` squared windows, each `hop_length` samples after the one before (float64)."""
@@ -45,7 +48,7 @@ def squared_envelope(window: Window, win_length: int, n_fft: int, hop_length: in
 def frame(
     y: Float[Array, "... samples"], frame_length: int, hop_length: int, window: np.ndarray | Array | None = None
 ) -> Float[Array, "... frames length"]:
-    """Overlapping frames of `frame_length` samples, `hop_length` apart, times `window`; an incomplete last one is dropped.
+    """Overlapping frames of `frame_length` samples, `hop_length` apart, times `window`; an incomplete last is dropped.
 
     On CPU each run of `hop_length` columns is written on its own, which is copying; one fused program that looks up
     where every element comes from is slower there, and faster on GPU and TPU.
@@ -69,7 +72,7 @@ def frame(
     y = jnp.pad(y, [(0, 0)] * (y.ndim - 1) + [(0, max(0, length - y.shape[-1]))])[..., :length]
     y = y.reshape(*y.shape[:-1], frames + blocks - 1, hop_length)
     look_up = lambda y: jnp.concatenate([columns(y, k) for k in range(blocks)], axis=-1)  # noqa: E731
-    return jax.lax.platform_dependent(y, cpu=copy, default=look_up)
+    return look_up(y) if blocks > MAX_COPIES else jax.lax.platform_dependent(y, cpu=copy, default=look_up)
 
 
 def overlap_add(frames: Num[Array, "... frames length"], hop_length: int) -> Num[Array, "... samples"]:
@@ -91,5 +94,6 @@ def overlap_add(frames: Num[Array, "... frames length"], hop_length: int) -> Num
         frames = frames.reshape(*frames.shape[:-1], blocks, hop_length)
         return sum(jnp.pad(frames[..., k, :], [*lead, (k, blocks - 1 - k), (0, 0)]) for k in range(blocks))
 
-    total = jax.lax.platform_dependent(frames, cpu=add, default=look_up)
+    few = blocks <= MAX_COPIES
+    total = jax.lax.platform_dependent(frames, cpu=add, default=look_up) if few else look_up(frames)
     return total.reshape(*total.shape[:-2], -1)[..., : (count - 1) * hop_length + length]
