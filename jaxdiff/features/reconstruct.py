@@ -110,7 +110,8 @@ def griffinlim(
             spectra = rebuilt - momentum / (1 + momentum) * before
             return (S * unit_phase(spectra), rebuilt), None
 
-        (spectra, _), _ = jax.lax.scan(iterate, (S * start, jnp.zeros_like(start)), length=n_iter)
+        first = (S * start, jnp.zeros_like(start))
+        (spectra, _), _ = jax.lax.scan(iterate, first, length=n_iter, unroll=2)  # saves copying the carry
         return istft(spectra.T, hop_length=hop_length, win_length=win_length, n_fft=n_fft, window=window, length=length)
 
     return each_item(one, S, axes=2)
