@@ -1,11 +1,19 @@
-"""Run the package's shape annotations as checks in every test (beartype), and draw plots without a screen."""
+"""Run the package's shape annotations as checks in every test (beartype), draw plots without a screen, and compile a
+program once for all tests, workers and subprocesses of a session."""
 
+import atexit
 import os
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 from jaxtyping import install_import_hook
 
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # workers inherit it from the process that starts them
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jaxdiff-tests-")
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 os.environ.setdefault("MPLBACKEND", "Agg")
 sys.path.insert(0, str(Path(__file__).parent))  # so that the tests find oracles.py under any import mode
 install_import_hook(  # with PEP 484's rule that an int is a good float
