@@ -7,7 +7,6 @@ import dataclasses
 import functools
 from collections.abc import Callable
 
-import jax
 import optax
 from flax import nnx
 from jaxtyping import Array
@@ -20,6 +19,8 @@ from jaxdiff.config import (
     Generation,
     LogMel,
     Patches,
+    Shortcut,
+    Transformer,
     Vocoding,
     WaveNet,
     crop_samples,
@@ -29,9 +30,7 @@ from jaxdiff.data import Crop
 from jaxdiff.diffusion import Denoiser, Guidance, Sampler, Schedule, Weight
 from jaxdiff.diffusion.objectives import SampleTimes
 from jaxdiff.features import Representation
-from jaxdiff.networks import Condition
 from jaxdiff.tasks import Task
-from jaxdiff.training import Objective
 
 
 def crop(config: Config) -> Crop:
@@ -56,10 +55,16 @@ def representation(config: Config) -> Representation:
 def network(config: Config, channels: int, num_classes: int, rngs: nnx.Rngs) -> nnx.Module:
     options = {k: v for k, v in dataclasses.asdict(config.network).items() if k != "kind"}
     vocoding = config.task if isinstance(config.task, Vocoding) else None
-    options["self_conditioning"] = config.diffusion.self_conditioning
+    options["self_conditioning"] = getattr(config.method, "self_conditioning", False)
     options["condition_features"] = vocoding.n_mels if vocoding else 0
     options["num_classes"] = 0 if vocoding else num_classes
     frames_per_condition = vocoding.hop_length // hop_length(config) if vocoding else 1
+    if isinstance(config.method, Shortcut):
+        if not isinstance(config.network, Transformer):
+            raise ConfigError(
+                f"method shortcut needs a network that knows a second time, got {config.network.kind}; use transformer"
+            )
+        options["second_time"] = True
     if isinstance(config.network, WaveNet):
         return networks.WaveNet(channels, condition_hop=frames_per_condition, rngs=rngs, **options)
     if frames_per_condition != 1:
@@ -79,8 +84,11 @@ def task(config: Config, representation: Representation, num_classes: int) -> Ta
             return tasks.vocoding(representation, sr=config.data.sample_rate, **sizes)
 
 
-def schedule(config: Config) -> Schedule:
-    options = dataclasses.asdict(config.diffusion.schedule)
+def schedule(config: Config) -> Schedule | None:
+    """None for methods without noise."""
+    if not hasattr(config.method, "schedule"):
+        return None
+    options = dataclasses.asdict(config.method.schedule)
     kinds = {
         "cosine": diffusion.Cosine,
         "sigmoid": diffusion.Sigmoid,
@@ -94,7 +102,7 @@ def schedule(config: Config) -> Schedule:
 
 
 def times(config: Config) -> SampleTimes:
-    d = config.diffusion
+    d = config.method
     match d.times:
         case "uniform":
             return diffusion.uniform_times
@@ -106,27 +114,28 @@ def times(config: Config) -> SampleTimes:
 
 def weight(config: Config) -> Weight | None:
     """Of the network's own error; a constant one is None, which costs nothing."""
-    d = config.diffusion
+    d = config.method
     if d.weight == "constant":
         return None
+    prediction, sigma_data = ("x0", 1.0) if isinstance(d, Shortcut) else (d.prediction, d.sigma_data)
     weights = {
         "velocity": diffusion.velocity_weight,
         "snr": diffusion.snr_weight,
         "min_snr": diffusion.min_snr_weight(),
-        "edm": diffusion.edm_weight(d.sigma_data),
+        "edm": diffusion.edm_weight(sigma_data),
         "sigmoid": diffusion.sigmoid_weight(),
     }
-    return diffusion.weight_for(d.prediction, weights[d.weight], d.sigma_data)
+    return diffusion.weight_for(prediction, weights[d.weight], sigma_data)
 
 
 def auxiliary(config: Config, representation: Representation) -> Callable | None:
     """`(x0_hat, x0) -> [batch]`: how far the decoded sounds are apart."""
-    d, sr = config.diffusion, config.data.sample_rate
+    d, sr = config.method, config.data.sample_rate
     if d.auxiliary == "none":
         return None
     if isinstance(config.representation, LogMel):
         raise ConfigError(
-            f"diffusion.auxiliary {d.auxiliary} needs a representation that decodes exactly, got log_mel; "
+            f"method.auxiliary {d.auxiliary} needs a representation that decodes exactly, got log_mel; "
             f"use patches or compressed_stft, or auxiliary none"
         )
     distance = {
@@ -134,30 +143,6 @@ def auxiliary(config: Config, representation: Representation) -> Callable | None
         "mel": functools.partial(features.mel_loss, sr=sr),
     }[d.auxiliary]
     return lambda x0_hat, x0: d.auxiliary_weight * distance(representation.decode(x0_hat), representation.decode(x0))
-
-
-def objective(config: Config, representation: Representation) -> Objective:
-    d, levels = config.diffusion, schedule(config)
-    options = dict(
-        prediction=d.prediction,
-        weight=weight(config),
-        sigma_data=d.sigma_data,
-        auxiliary=auxiliary(config, representation),
-        with_estimate=Condition.with_estimate if d.self_conditioning else None,
-    )
-
-    def importance(network, x0, cond, key, histogram):
-        time_key, noise_key = jax.random.split(key)
-        drawn = diffusion.sample_histogram(histogram, time_key, len(x0))
-        losses, metrics = diffusion.item_losses(network, levels, x0, cond, drawn.t, noise_key, **options)
-        loss = (drawn.weight * losses).mean()
-        return loss, ({"loss": loss, **metrics}, diffusion.update_histogram(histogram, drawn.t, losses))
-
-    def plain(network, x0, cond, key, histogram):
-        loss, metrics = diffusion.diffusion_loss(network, levels, x0, cond, key, sample_t=times(config), **options)
-        return loss, (metrics, histogram)
-
-    return importance if d.times == "importance" else plain
 
 
 def sampler(name: str) -> Sampler:

@@ -214,7 +214,9 @@ def _split_overrides(argv: list[str]) -> tuple[list[str], dict[str, str]]:
 
 
 def _print_train_help() -> None:
-    _out.print("configuration keys and defaults (network, representation, schedule and task have other kinds too):")
+    _out.print(
+        "configuration keys and defaults (network, representation, method, schedule and task have other kinds too):"
+    )
     for key, value in flatten(Config()):
         _out.print(f"  --{key} {value}", markup=False)
     _out.print()
@@ -307,7 +309,8 @@ def _refuse_to_overwrite(command: Generate, names: list[str]) -> None:
 
 
 def _sidecars(command: Generate, pipeline: "Pipeline", labels: list[int]) -> list[dict]:
-    sampling = pipeline.config.sampling
+    wanted = {name: getattr(command, name) for name in ("sampler", "steps", "spacing", "guidance")}
+    sampling = pipeline.sampling(**wanted)._asdict()
     return [
         {
             "jaxdiff": __version__,
@@ -316,10 +319,7 @@ def _sidecars(command: Generate, pipeline: "Pipeline", labels: list[int]) -> lis
             "seed": command.seed,
             "item": i,
             "label": pipeline.classes[k] if k >= 0 else None,
-            "sampler": command.sampler or sampling.sampler,
-            "steps": command.steps or sampling.steps,
-            "spacing": command.spacing or sampling.spacing,
-            "guidance": sampling.guidance if command.guidance is None else command.guidance,
+            **sampling,
             "source": str(command.source) if command.source else None,
             "sample_rate": pipeline.sample_rate,
         }
@@ -398,7 +398,8 @@ def _info(command: Info) -> int:
         f"{p.sample_rate / p.model.representation.hop_length:g} frames/s",
         "data": f"{config.data.path}, {p.sample_rate} Hz, crops of {config.data.seconds:g} s",
         "classes": ", ".join(p.classes) or "none",
-        "sampling": f"{config.sampling.sampler}, {config.sampling.steps} steps, guidance {config.sampling.guidance:g}",
+        "method": config.method.kind,
+        "sampling": ", ".join(f"{k} {v}" for k, v in p.sampling()._asdict().items() if v is not None) or "one pass",
     }
     for name, value in rows.items():
         _out.print(f"{name:15s} {value}", markup=False)

@@ -204,10 +204,14 @@ class Vocoding:
     fmax: float | None = None
 
 
+# Methods: what is trained, and how sound comes of it.
+
+
 @dataclass(frozen=True)
 class Diffusion:
     """Noise schedule, what the network predicts, which times it trains on and how they weigh."""
 
+    kind: Literal["diffusion"] = "diffusion"
     schedule: Cosine | Sigmoid | LinearBeta | VP | VE | EDM | RectifiedFlow = field(default_factory=RectifiedFlow)
     prediction: Literal["x0", "eps", "v", "flow", "edm"] = "x0"
     sigma_data: float = 1.0  # deviation of the features, which normalisation makes 1: for prediction and weight edm
@@ -218,6 +222,30 @@ class Diffusion:
     auxiliary: Literal["none", "stft", "mel"] = "none"  # loss of the decoded sound, times auxiliary_weight
     auxiliary_weight: float = 1.0
     self_conditioning: bool = False  # the network sees its own first estimate, at twice the sampling cost
+
+
+@dataclass(frozen=True)
+class Shortcut:
+    """Jumps of any length along the flow: 1, 2, 4 ... steps make a sound. The network predicts x0."""
+
+    kind: Literal["shortcut"] = "shortcut"
+    schedule: Cosine | Sigmoid | LinearBeta | VP | VE | EDM | RectifiedFlow = field(default_factory=RectifiedFlow)
+    times: Literal["uniform", "logit_normal"] = "uniform"
+    times_mean: float = 0.0
+    times_std: float = 1.0
+    weight: Literal["velocity", "constant"] = "velocity"
+    begin: float = 0.5  # the share of the steps before, in which it is an ordinary diffusion model
+    every: int = 4  # from then on every n-th item of a batch is a jump
+    levels: int = 6  # jumps of 1, 1/2, 1/4 ... of the time
+
+
+@dataclass(frozen=True)
+class Regression:
+    """The conditional mean in one pass, by mean squared error of the features: a baseline."""
+
+    kind: Literal["regression"] = "regression"
+    auxiliary: Literal["none", "stft", "mel"] = "none"  # loss of the decoded sound, times auxiliary_weight
+    auxiliary_weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -259,7 +287,7 @@ class Config:
     representation: CompressedStft | Patches | LogMel = field(default_factory=CompressedStft)
     normalize: Normalize = field(default_factory=Normalize)
     network: WaveNet | Transformer = field(default_factory=WaveNet)
-    diffusion: Diffusion = field(default_factory=Diffusion)
+    method: Diffusion | Shortcut | Regression = field(default_factory=Diffusion)
     train: Train = field(default_factory=Train)
     sampling: Sampling = field(default_factory=Sampling)
 

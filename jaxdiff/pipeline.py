@@ -1,6 +1,6 @@
 """From a trained run to sounds: `load(directory).generate(...)`.
 
-`make_generate` compiles condition, noise, the sampler's scan and decoding into one program. The pipeline runs it in
+`methods.generate` compiles condition, noise, the sampler's scan and decoding into one program. The pipeline runs it in
 chunks of fixed size; item i draws from `fold_in(key(seed), i)` alone, so it is the same sound in any batch.
 """
 
@@ -16,40 +16,19 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array
 
-from jaxdiff import build
+from jaxdiff import build, methods
 from jaxdiff import config as configuration
 from jaxdiff.config import Config, ConfigError
 from jaxdiff.data import open_corpus, read_audio
 from jaxdiff.data.pipeline import Batch
-from jaxdiff.diffusion import (
-    Denoiser,
-    Guidance,
-    Prediction,
-    Sampler,
-    Schedule,
-    denoiser,
-    noise,
-    prior_scale,
-    time_grid,
-)
-from jaxdiff.features import Normalization, Representation, chain, normalize
+from jaxdiff.diffusion import Denoiser, time_grid
+from jaxdiff.features import Normalization, chain, normalize
 from jaxdiff.grids import read_grid
-from jaxdiff.networks import Condition
-from jaxdiff.tasks import Task
+from jaxdiff.methods import Model
 from jaxdiff.training import checkpoints
 from jaxdiff.training.ema import reconstruct
 
 MAX_CHUNK = 16
-
-
-class Model(NamedTuple):
-    """What a configuration builds for a given number of classes and normalisation."""
-
-    graphdef: nnx.GraphDef
-    representation: Representation
-    task: Task
-    schedule: Schedule
-    features: int
 
 
 def build_model(config: Config, num_classes: int, normalization: Normalization | None) -> Model:
@@ -79,49 +58,13 @@ def abstract_params(config: Config, features: int, num_classes: int) -> Any:
     return nnx.to_pure_dict(nnx.split(network)[1])
 
 
-def make_denoiser(
-    graphdef: nnx.GraphDef,
-    task: Task,
-    schedule: Schedule,
-    *,
-    prediction: Prediction,
-    sigma_data: float = 1.0,
-    self_conditioning: bool = False,
-    guidance: Guidance | None = None,
-) -> Callable[[Any, Batch, Array], Denoiser]:
-    """`(params, batch, scale) -> denoiser` of the batch's condition; without `guidance` the scale is not used."""
-    options = dict(sigma_data=sigma_data, with_estimate=Condition.with_estimate if self_conditioning else None)
+class Sampling(NamedTuple):
+    """How sounds are made, in the terms the method has; the others are None."""
 
-    def make(params: Any, batch: Batch, scale: Array) -> Denoiser:
-        network = nnx.merge(graphdef, params)
-        cond = task.condition(batch)
-        conditional = denoiser(network, schedule, prediction, cond, **options)
-        if guidance is None:
-            return conditional
-        unconditional = denoiser(network, schedule, prediction, cond.without_label(), **options)
-        return guidance(conditional, unconditional, scale)
-
-    return make
-
-
-def make_generate(
-    make_denoiser: Callable[[Any, Batch, Array], Denoiser],
-    representation: Representation,
-    schedule: Schedule,
-    sampler: Sampler,
-) -> Callable[[Any, Array, Batch, Array, Array], Array]:
-    """`generate(params, keys, batch, times, scale) -> wave [batch, samples]`, one jitted program.
-
-    `keys` [batch] seed the items; `batch` gives labels or sounds to condition on and, by the shape of its wave, the
-    length; `times` is the sampler's grid and `scale` that of the guidance.
-    """
-
-    def generate(params: Any, keys: Array, batch: Batch, times: Array, scale: Array) -> Array:
-        shape = jax.eval_shape(representation.encode, batch["wave"]).shape
-        x_T = prior_scale(schedule) * noise(keys, shape)
-        return representation.decode(sampler(make_denoiser(params, batch, scale), schedule, x_T, times, keys))
-
-    return jax.jit(generate)
+    sampler: str | None
+    steps: int | None
+    spacing: str | None
+    guidance: float | None
 
 
 class Pipeline:
@@ -149,19 +92,15 @@ class Pipeline:
         self.model = build_model(config, len(classes), normalization)
         self._program = functools.lru_cache(maxsize=16)(self._make)
 
+    def _make(self, sampler: str | None, guided: bool) -> methods.Generate:
+        return methods.generate(self.config, self.model, sampler, guided)
+
     def make_denoiser(self, guidance: float) -> Callable[[Any, Batch, Array], Denoiser]:
         """`(params, batch, scale) -> denoiser`, with classifier-free guidance in it unless the scale is to be 1."""
-        m, d = self.model, self.config.diffusion
-        guide = build.guidance(self.config) if guidance != 1.0 and self.classes else None
-        return make_denoiser(
-            m.graphdef,
-            m.task,
-            m.schedule,
-            prediction=d.prediction,
-            sigma_data=d.sigma_data,
-            self_conditioning=d.self_conditioning,
-            guidance=guide,
-        )
+        return methods.make_denoiser(self.config, self.model, self._guided(guidance))
+
+    def _guided(self, guidance: float) -> bool:
+        return guidance != 1.0 and len(self.classes) > 0
 
     def items(self, seed: int, index: np.ndarray, samples: int) -> tuple[Array, Batch]:
         """Keys and batch of the items `index` of a seed: classes, or sounds to condition on, in turn."""
@@ -169,16 +108,25 @@ class Pipeline:
         waves = self._sources(None, int(max(index)) + 1, samples)[index]
         return _item_keys(jax.random.key(seed), index), {"wave": waves, "label": labels}
 
-    def _make(self, sampler: str, guided: bool) -> Callable:
-        m = self.model
-        make = self.make_denoiser(2.0 if guided else 1.0)
-        return make_generate(make, m.representation, m.schedule, build.sampler(sampler))
+    def sampling(self, **wanted: str | int | float | None) -> Sampling:
+        """The values `wanted`, the configuration's where they are None; raises ConfigError for those without a use."""
+        method = self.config.method.kind
+        known = methods.OPTIONS[method]
+        for name, value in wanted.items():
+            if value is not None and name not in known:
+                raise ConfigError(f"{name} {value}: a model of method {method} has none; leave it away")
+        values = {name: getattr(self.config.sampling, name) for name in known}
+        values |= {name: value for name, value in wanted.items() if value is not None}
+        return Sampling(**{name: values.get(name) for name in Sampling._fields})
 
-    def times(self, sampler: str, steps: int, spacing: str) -> Array:
-        """The grid of times of that name; raises ConfigError when it must have been searched for and was not."""
-        if spacing == "searched":
-            return jnp.asarray(read_grid(self.directory, sampler, steps, self.fingerprint).times, jnp.float32)
-        return time_grid(self.model.schedule, steps, spacing)
+    def times(self, sampling: Sampling) -> Array:
+        """The grid of times; raises ConfigError when it must have been searched for and was not."""
+        if sampling.steps is None:
+            return jnp.zeros(0)
+        if sampling.spacing == "searched":
+            found = read_grid(self.directory, sampling.sampler, sampling.steps, self.fingerprint)
+            return jnp.asarray(found.times, jnp.float32)
+        return time_grid(self.model.schedule, sampling.steps, sampling.spacing or "uniform")
 
     def generate(
         self,
@@ -199,22 +147,20 @@ class Pipeline:
         (for `seconds`, the training crop). A vocoder is conditioned on the sounds of `source` (a file or folder; None:
         the corpus it was trained on), item i on the i-th, in turn. Raises ConfigError for values that cannot be met.
         """
-        sampling = self.config.sampling
-        steps = sampling.steps if steps is None else steps
-        guidance = sampling.guidance if guidance is None else guidance
+        sampling = self.sampling(sampler=sampler, steps=steps, spacing=spacing, guidance=guidance)
         seconds = self.config.data.seconds if seconds is None else seconds
-        sampler = sampler or sampling.sampler
-        if count < 1 or steps < 1 or not 0 < seconds <= 600:
+        if min(count, 1 if sampling.steps is None else sampling.steps) < 1 or not 0 < seconds <= 600:
             raise ConfigError(
-                f"count {count} and steps {steps} must be at least 1 and seconds {seconds} in 0 to 600; change them"
+                f"count {count} and steps {sampling.steps} must be at least 1 and seconds {seconds} in 0 to 600; "
+                f"change them"
             )
         hop = max(configuration.hop_length(self.config), getattr(self.config.task, "hop_length", 1))
         wanted = max(1, round(seconds * self.sample_rate))
         samples = math.ceil(wanted / hop) * hop
         labels = np.array([self.label_index(label, i) for i in range(count)], np.int32)
         waves = self._sources(source, count, samples)
-        program = self._program(sampler, guidance != 1.0 and len(self.classes) > 0)
-        times = self.times(sampler, steps, spacing or sampling.spacing)
+        scale = 1.0 if sampling.guidance is None else sampling.guidance
+        program, times = self._program(sampling.sampler, self._guided(scale)), self.times(sampling)
         chunk = min(MAX_CHUNK, 1 << (count - 1).bit_length())
         made = []
         for first in range(0, count, chunk):
@@ -222,7 +168,7 @@ class Pipeline:
             at = np.minimum(index, count - 1)  # the last chunk is filled up with copies
             batch: Batch = {"wave": waves[at], "label": labels[at]}
             keys = _item_keys(jax.random.key(seed), index)
-            made.append(np.asarray(program(self.params, keys, batch, times, jnp.float32(guidance))))
+            made.append(np.asarray(program(self.params, keys, batch, times, jnp.float32(scale))))
         return np.concatenate(made)[:count, :wanted]
 
     def label_index(self, label: str | None, item: int) -> int:

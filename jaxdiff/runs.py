@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from . import build
+from . import build, methods
 from . import config as configuration
 from .config import Config, ConfigError, to_dict, to_yaml
 from .data import Corpus, batches, open_corpus, write_report
@@ -80,7 +80,7 @@ def run(config: Config, workdir: Path, *, report: Callable[[str], None] = print)
         return None
 
     model = build_model(config, len(classes), normalization)
-    objective = build.objective(config, model.representation)
+    objective = methods.objective(config, model.representation)
     train_step = make_train_step(model.graphdef, model.task, objective, optimizer, ema_decay=config.train.ema_decay)
     meta = {"config": to_dict(config), "classes": list(classes), "features": features}
     hooks = Hooks(

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 import yaml
 
-from jaxdiff import build, diffusion
+from jaxdiff import build, diffusion, methods
 from jaxdiff.config import (
     Config,
     ConfigError,
@@ -84,7 +84,7 @@ def test_names_are_the_toolbox_s():
 
 @pytest.mark.parametrize("kind", ["cosine", "sigmoid", "linear_beta", "vp", "ve", "edm", "rectified_flow"])
 def test_every_schedule_is_built_with_its_options(kind):
-    config = from_dict({"diffusion": {"schedule": {"kind": kind, "shift": 2}}})
+    config = from_dict({"method": {"schedule": {"kind": kind, "shift": 2}}})
     schedule = build.schedule(config)
     assert type(schedule).__name__.lower() == kind.replace("_", "")
     assert schedule.shift == 2
@@ -94,20 +94,20 @@ def test_every_schedule_is_built_with_its_options(kind):
 @pytest.mark.parametrize("weight", ["velocity", "snr", "min_snr", "edm", "sigmoid"])
 def test_weights_mean_the_same_for_every_prediction(prediction, weight):
     """The weighted error of any prediction is the weighted error of the x0 that it stands for."""
-    config = from_dict({"diffusion": {"schedule": {"kind": "cosine"}, "prediction": prediction, "weight": weight}})
+    config = from_dict({"method": {"schedule": {"kind": "cosine"}, "prediction": prediction, "weight": weight}})
     schedule, t = build.schedule(config), jnp.array([0.3])
     if prediction == "flow":  # the factor of flow is stated for straight schedules
         schedule = diffusion.RectifiedFlow()
     x_t, a, b = jnp.array([0.7]), jnp.array([0.4]), jnp.array([-0.2])
-    x0 = [diffusion.to_x0(prediction, schedule, t, x_t, out, config.diffusion.sigma_data) for out in (a, b)]
+    x0 = [diffusion.to_x0(prediction, schedule, t, x_t, out, config.method.sigma_data) for out in (a, b)]
     logsnr = diffusion.logsnr(schedule, t)
-    of_x0 = build.weight(from_dict({"diffusion": {"prediction": "x0", "weight": weight}}))
+    of_x0 = build.weight(from_dict({"method": {"prediction": "x0", "weight": weight}}))
     assert float(build.weight(config)(logsnr)[0] * (a - b)[0] ** 2) == pytest.approx(
         float(of_x0(logsnr)[0] * (x0[0] - x0[1])[0] ** 2), rel=1e-4
     )
 
 
 def test_an_auxiliary_loss_needs_an_exact_decoder():
-    config = from_dict({"representation": {"kind": "log_mel"}, "diffusion": {"auxiliary": "stft"}})
+    config = from_dict({"representation": {"kind": "log_mel"}, "method": {"auxiliary": "stft"}})
     with pytest.raises(ConfigError, match="use patches or compressed_stft"):
-        build.objective(config, build.representation(config))
+        methods.objective(config, build.representation(config))

@@ -58,7 +58,8 @@ def test_a_searched_grid_is_better_on_other_sounds_kept_and_used(pipeline):
     path = grids.write_grid(pipeline.directory, grid)
     assert path.name == "euler-3.json"
     assert grids.read_grid(pipeline.directory, "euler", 3, "f") == grid
-    np.testing.assert_array_equal(pipeline.times("euler", 3, "searched"), np.float32(grid.times))
+    sampling = pipeline.sampling(sampler="euler", steps=3, spacing="searched")
+    np.testing.assert_array_equal(pipeline.times(sampling), np.float32(grid.times))
     usual, searched = (pipeline.generate(count=1, spacing=s) for s in ("uniform", "searched"))
     assert np.abs(usual - searched).max() > 1e-3 * np.abs(usual).max()
 

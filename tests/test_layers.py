@@ -7,23 +7,25 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "jaxdiff"
 
+PILLARS = {"features", "networks", "diffusion"}
 ALLOWED = {
     "features": set(),
     "diffusion": set(),
     "networks": set(),
     "data": {"features"},
     "evaluation": {"features"},
-    "tasks": {"features", "networks", "diffusion", "data"},
+    "tasks": {*PILLARS, "data"},
     "training": {"diffusion", "tasks", "data"},
     "config": set(),
-    "build": {"features", "networks", "diffusion", "data", "tasks", "training", "config"},
+    "build": {*PILLARS, "data", "tasks", "training", "config"},
+    "methods": {*PILLARS, "data", "tasks", "training", "config", "build"},
     "grids": {"diffusion", "data", "config", "pipeline"},
-    "pipeline": {"grids", "features", "networks", "diffusion", "data", "tasks", "training", "config", "build"},
+    "pipeline": {*PILLARS, "grids", "data", "tasks", "training", "config", "build", "methods"},
     "extraction": {"features", "data"},
-    "runs": {"features", "networks", "data", "training", "config", "build", "pipeline"},
+    "runs": {"features", "networks", "data", "training", "config", "build", "methods", "pipeline"},
     "cli": {"grids", "data", "networks", "training", "config", "extraction", "pipeline", "runs", "__init__"},
     "__main__": {"cli"},
-    "__init__": {"data", "diffusion", "evaluation", "features", "networks", "tasks", "training", "pipeline"},
+    "__init__": {*PILLARS, "data", "evaluation", "tasks", "training", "pipeline"},
 }
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxdiff import build, load, runs
+from jaxdiff import build, load, methods, runs
 from jaxdiff import config as configuration
 from jaxdiff.config import ConfigError, from_dict, to_dict
 from jaxdiff.data import AudioError
@@ -147,7 +147,7 @@ def test_a_run_that_is_not_there(tmp_path):
 
 def toy_objective():
     diffusion = {"schedule": {"kind": "cosine"}, "prediction": "v", "weight": "constant", "times": "uniform"}
-    return build.objective(from_dict({"diffusion": diffusion}), None)
+    return methods.objective(from_dict({"method": diffusion}), None)
 
 
 def toy(config, num_classes=2):
@@ -245,18 +245,21 @@ def test_diffwave_configuration_is_base():
 
 
 @pytest.mark.parametrize(
-    "diffusion",
+    "method",
     [
         {"times": "importance"},
         {"self_conditioning": True},
         {"prediction": "edm", "schedule": {"kind": "edm"}, "times": "lognormal", "times_mean": -1.2, "weight": "edm"},
+        {"kind": "shortcut", "begin": 0.5, "every": 2, "levels": 3},
+        {"kind": "regression"},
     ],
     ids=lambda d: next(iter(d)) + str(next(iter(d.values()))),
 )
-def test_every_objective_trains_resumes_and_samples(folder, tmp_path, monkeypatch, diffusion):
-    config = from_dict({**to_dict(small(folder, steps=60, learning_rate=1e-2)), "diffusion": diffusion})
+def test_every_objective_trains_resumes_and_samples(folder, tmp_path, monkeypatch, method):
+    network = {"network": {"kind": "transformer", "width": 16, "depth": 1, "heads": 2}} if "begin" in method else {}
+    config = from_dict({**to_dict(small(folder, steps=60, learning_rate=1e-2)), "method": method, **network})
     runs.run(config, tmp_path / "a", report=lambda _: None)
-    if config.diffusion.times == "importance":  # its histogram is part of the state
+    if method.get("times") == "importance":  # its histogram is part of the state
         with monkeypatch.context() as patch:
             Interrupt(patch, 7)
             assert runs.run(config, tmp_path / "b", report=lambda _: None) == 15
@@ -267,13 +270,19 @@ def test_every_objective_trains_resumes_and_samples(folder, tmp_path, monkeypatc
         assert float(histogram.square.sum()) > 0
     losses = [loss for _, loss, _ in log(tmp_path / "a")]
     assert np.mean(losses[-15:]) < 0.95 * np.mean(losses[:15])
-    assert np.isfinite(load(tmp_path / "a").generate(count=2, steps=3)).all()
+    pipeline = load(tmp_path / "a")
+    if "steps" not in methods.OPTIONS[config.method.kind]:
+        with pytest.raises(ConfigError, match="steps 3: a model of method regression has none"):
+            pipeline.generate(count=2, steps=3)
+        assert np.isfinite(pipeline.generate(count=2)).all()
+    else:
+        assert np.isfinite(pipeline.generate(count=2, steps=3)).all()
 
 
 def test_the_auxiliary_loss_is_added(folder, tmp_path):
     tree = to_dict(small(folder, steps=3)) | {"representation": {"kind": "patches", "size": 64}}
     for name, weight in (("a", 0.0), ("b", 2.0)):
-        extra = {"diffusion": {"auxiliary": "mel", "auxiliary_weight": weight}}
+        extra = {"method": {"auxiliary": "mel", "auxiliary_weight": weight}}
         runs.run(from_dict(tree | extra), tmp_path / name, report=lambda _: None)
     rows = [json.loads((tmp_path / n / "log.jsonl").read_text().splitlines()[0]) for n in "ab"]
     assert rows[0]["auxiliary"] == 0

@@ -14,8 +14,8 @@ import numpy as np
 import scipy.fft
 from jaxtyping import Array, Float
 
-from .spectral import Method, check_wave, frame_sizes, frame_spectra, power_to_db
-from .transform import each_item, transform
+from .spectral import Method, each_spectrum, power_to_db
+from .transform import transform
 from .windows import Window
 
 Norm = Literal["slaney"] | float | None
@@ -117,15 +117,12 @@ def melspectrogram(
     filters = mel_filterbank(sr, n_fft, n_mels, fmin, fmax, htk, norm)
     if S is not None:
         return jnp.einsum("...fm,nf->...nm", S, jnp.asarray(filters, S.dtype), precision="highest")
-    check_wave(y)
-    hop_length, win_length = frame_sizes(n_fft, hop_length, win_length)
 
-    def one(y: Array) -> Array:
-        X = frame_spectra(y, n_fft, hop_length, win_length, window, center, pad_mode, method)
+    def mel(X: Array) -> Array:
         energy = X.real**2 + X.imag**2 if power == 2 else jnp.abs(X) ** power
         return jnp.matmul(jnp.asarray(filters, energy.dtype), energy.T, precision="highest")
 
-    return each_item(one, y)
+    return each_spectrum(mel, y, n_fft, hop_length, win_length, window, center, pad_mode, method)
 
 
 @functools.lru_cache(maxsize=16)

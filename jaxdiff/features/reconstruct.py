@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from .mel import Norm, cosine_basis, lifter_weights, mel_filterbank
 from .spectral import check_invertible, db_to_power, frame_sizes, irfft, istft, rfft, unit_phase
 from .transform import each_item, transform
-from .windows import Window, fft_window, frame, overlap_add, squared_envelope
+from .windows import Window, cut_blocks, fft_window, join_blocks, overlap_add, squared_envelope
 
 
 @transform
@@ -104,14 +104,16 @@ def griffinlim(
         S = S.T
 
         def iterate(carry, _):
-            spectra, before = carry
+            spectra, before, frames = carry
             y = overlap_add(irfft(spectra, n_fft) * weight, hop_length) * inverse
-            rebuilt = rfft(frame(y, n_fft, hop_length, weight))
+            blocks = cut_blocks(y, n_fft, hop_length)
+            frames = join_blocks(blocks, n_fft, weight, jax.lax.stop_gradient(frames))
+            rebuilt = rfft(frames)
             spectra = rebuilt - momentum / (1 + momentum) * before
-            return (S * unit_phase(spectra), rebuilt), None
+            return (S * unit_phase(spectra), rebuilt, frames), None
 
-        first = (S * start, jnp.zeros_like(start))
-        (spectra, _), _ = jax.lax.scan(iterate, first, length=n_iter, unroll=2)  # saves copying the carry
+        first = (S * start, jnp.zeros_like(start), jnp.zeros((count, n_fft), S.dtype))
+        (spectra, *_), _ = jax.lax.scan(iterate, first, length=n_iter, unroll=2)  # saves copying the carry
         return istft(spectra.T, hop_length=hop_length, win_length=win_length, n_fft=n_fft, window=window, length=length)
 
     return each_item(one, S, axes=2)

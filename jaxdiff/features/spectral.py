@@ -13,10 +13,10 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Complex, Float
+from jaxtyping import Array, Complex, Float, Num
 
 from .transform import each_item, transform
-from .windows import Window, fft_window, frame, overlap_add, squared_envelope
+from .windows import Window, cut_blocks, fft_window, frame, join_blocks, overlap_add, squared_envelope
 
 Method = Literal["auto", "fft", "matmul"]
 
@@ -45,9 +45,15 @@ def cut_frames(
     hop_length: int,
     center: bool,
     pad_mode: str,
-    window: np.ndarray | None = None,
 ) -> Float[Array, "... frames length"]:
     """Frames of a checked waveform, with `center` around the samples 0, hop_length, 2 hop_length ..."""
+    return frame(center_frames(y, frame_length, center, pad_mode), frame_length, hop_length)
+
+
+def center_frames(
+    y: Num[Array, "... samples"], frame_length: int, center: bool, pad_mode: str
+) -> Float[Array, "... padded"]:
+    """A checked waveform, with `center` padded by half a frame on both sides."""
     check_wave(y)
     if center:
         y = jnp.pad(y, [(0, 0)] * (y.ndim - 1) + [(frame_length // 2, frame_length // 2)], mode=pad_mode)
@@ -55,7 +61,7 @@ def cut_frames(
         raise ValueError(
             f"the waveform has {y.shape[-1]} samples, a frame needs {frame_length}; use center or shorter frames"
         )
-    return frame(y, frame_length, hop_length, window)
+    return y
 
 
 @functools.lru_cache(maxsize=16)
@@ -97,18 +103,28 @@ def _by_method(method: Method, fft: Callable, matmul: Callable, x: Array) -> Arr
     return fft(x) if method == "fft" else matmul(x)
 
 
-def frame_spectra(
-    y: Float[Array, " samples"],
+def each_spectrum(
+    function: Callable[[Complex[Array, "frames bins"]], Array],
+    y: Num[Array, "... samples"],
     n_fft: int,
-    hop_length: int,
-    win_length: int,
+    hop_length: int | None,
+    win_length: int | None,
     window: Window,
     center: bool,
     pad_mode: str,
     method: Method,
-) -> Complex[Array, "frames bins"]:
-    """The STFT of one waveform, frames first: what every spectral transform starts from."""
-    return rfft(cut_frames(y, n_fft, hop_length, center, pad_mode, fft_window(window, win_length, n_fft)), method)
+) -> Array:
+    """`function` of the STFT of each waveform, frames first: what every spectral transform starts from."""
+    hop_length, win_length = frame_sizes(n_fft, hop_length, win_length)
+    weights = fft_window(window, win_length, n_fft)
+    blocks = cut_blocks(center_frames(y, n_fft, center, pad_mode), n_fft, hop_length)
+    frames = blocks.shape[-2] + 1 - -(-n_fft // hop_length)
+
+    def one(blocks: Array, scratch: Array | None) -> tuple[Array, Array]:
+        cut = join_blocks(blocks, n_fft, weights, scratch)
+        return function(rfft(cut, method)), cut
+
+    return each_item(one, blocks, axes=2, scratch=(frames, n_fft))
 
 
 @transform
@@ -133,10 +149,7 @@ def stft(
     >>> stft(jnp.ones(1024), n_fft=256, hop_length=64).shape
     (129, 17)
     """
-    check_wave(y)
-    hop_length, win_length = frame_sizes(n_fft, hop_length, win_length)
-    options = (n_fft, hop_length, win_length, window, center, pad_mode, method)
-    return each_item(lambda item: frame_spectra(item, *options).mT, y)
+    return each_spectrum(lambda X: X.mT, y, n_fft, hop_length, win_length, window, center, pad_mode, method)
 
 
 @transform

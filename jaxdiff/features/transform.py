@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array
 
 _Function = TypeVar("_Function", bound=Callable)
@@ -33,16 +34,29 @@ def transform(function: _Function) -> _Function:
     return call  # type: ignore[return-value]
 
 
-def each_item(function: Callable, *arrays: Array, axes: int = 1):
+def each_item(function: Callable, *arrays: Array, axes: int = 1, scratch: tuple[int, ...] | None = None):
     """`function` of every item of `arrays`, whose last `axes` axes are one item and whose leading axes agree.
 
-    `function` sees and returns arrays (or tuples of them) without leading axes.
+    `function` sees and returns arrays (or tuples of them) without leading axes. With `scratch`, the shape of a buffer,
+    it is `function(*item, scratch) -> (out, scratch)`: on CPU one buffer then serves all items; what a function finds
+    in it has no meaning, and None stands for a new one.
     """
     lead = arrays[0].shape[: arrays[0].ndim - axes]
     flat = [a.reshape(-1, *a.shape[len(lead) :]) for a in arrays]
+    plain = function if scratch is None else lambda *item: function(*item, None)[0]
+
+    def mapped(*items: Array):
+        if scratch is None:
+            return jax.lax.map(lambda item: function(*item), items)
+
+        def step(buffer: Array, item: tuple[Array, ...]):
+            out, buffer = function(*item, buffer)
+            return jax.lax.stop_gradient(buffer), out
+
+        return jax.lax.scan(step, jnp.zeros(scratch, arrays[0].dtype), items)[1]
+
     if len(flat[0]) == 1:
-        out = jax.tree.map(lambda x: x[None], function(*(a[0] for a in flat)))
+        out = jax.tree.map(lambda x: x[None], plain(*(a[0] for a in flat)))
     else:
-        mapped = lambda *items: jax.lax.map(lambda item: function(*item), items)  # noqa: E731
-        out = jax.lax.platform_dependent(*flat, cpu=mapped, default=jax.vmap(function))
+        out = jax.lax.platform_dependent(*flat, cpu=mapped, default=jax.vmap(plain))
     return jax.tree.map(lambda x: x.reshape(*lead, *x.shape[1:]), out)

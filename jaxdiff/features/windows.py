@@ -48,31 +48,52 @@ def squared_envelope(window: Window, win_length: int, n_fft: int, hop_length: in
 def frame(
     y: Float[Array, "... samples"], frame_length: int, hop_length: int, window: np.ndarray | Array | None = None
 ) -> Float[Array, "... frames length"]:
-    """Overlapping frames of `frame_length` samples, `hop_length` apart, times `window`; an incomplete last is dropped.
+    """Frames of `frame_length` samples, `hop_length` apart, times `window`; an incomplete last one is dropped."""
+    return join_blocks(cut_blocks(y, frame_length, hop_length), frame_length, window)
+
+
+def cut_blocks(
+    y: Float[Array, "... samples"], frame_length: int, hop_length: int
+) -> Float[Array, "... blocks hop_length"]:
+    """The samples of all complete frames as blocks of `hop_length`, the last one filled up with zeros."""
+    count = (y.shape[-1] - frame_length) // hop_length + -(-frame_length // hop_length)
+    length = count * hop_length
+    y = jnp.pad(y, [(0, 0)] * (y.ndim - 1) + [(0, max(0, length - y.shape[-1]))])[..., :length]
+    return y.reshape(*y.shape[:-1], count, hop_length)
+
+
+def join_blocks(
+    blocks: Float[Array, "... blocks hop_length"],
+    frame_length: int,
+    window: np.ndarray | Array | None = None,
+    into: Float[Array, "... frames length"] | None = None,
+) -> Float[Array, "... frames length"]:
+    """Frames of `frame_length` samples from the blocks that `cut_blocks` made, times `window`.
 
     On CPU each run of `hop_length` columns is written on its own, which is copying; one fused program that looks up
-    where every element comes from is slower there, and faster on GPU and TPU.
+    where every element comes from is slower there, and faster on GPU and TPU. On CPU the frames may be written `into`
+    an array whose memory a loop uses again.
     """
-    frames = 1 + (y.shape[-1] - frame_length) // hop_length
-    blocks = -(-frame_length // hop_length)
-    length = (frames + blocks - 1) * hop_length
-    window = None if window is None else jnp.asarray(window, y.dtype)
+    hop_length = blocks.shape[-1]
+    runs = -(-frame_length // hop_length)
+    frames = blocks.shape[-2] - runs + 1
+    window = None if window is None else jnp.asarray(window, blocks.dtype)
 
-    def columns(y: Array, k: int) -> Array:
+    def columns(blocks: Array, k: int) -> Array:
         width = min(hop_length, frame_length - k * hop_length)
-        block = y[..., k : k + frames, :width]
+        block = blocks[..., k : k + frames, :width]
         return block if window is None else block * window[k * hop_length : k * hop_length + width]
 
-    def copy(y: Array) -> Array:
-        out = jnp.zeros((*y.shape[:-2], frames, frame_length), y.dtype)
-        for k in range(blocks):
-            out = jax.lax.dynamic_update_slice(out, columns(y, k), (*[0] * (y.ndim - 1), k * hop_length))
+    def copy(blocks: Array) -> Array:
+        out = jnp.zeros((*blocks.shape[:-2], frames, frame_length), blocks.dtype) if into is None else into
+        for k in range(runs):
+            out = jax.lax.dynamic_update_slice(out, columns(blocks, k), (*[0] * (blocks.ndim - 2), 0, k * hop_length))
         return out
 
-    y = jnp.pad(y, [(0, 0)] * (y.ndim - 1) + [(0, max(0, length - y.shape[-1]))])[..., :length]
-    y = y.reshape(*y.shape[:-1], frames + blocks - 1, hop_length)
-    look_up = lambda y: jnp.concatenate([columns(y, k) for k in range(blocks)], axis=-1)  # noqa: E731
-    return look_up(y) if blocks > MAX_COPIES else jax.lax.platform_dependent(y, cpu=copy, default=look_up)
+    def look_up(blocks: Array) -> Array:
+        return jnp.concatenate([columns(blocks, k) for k in range(runs)], axis=-1)
+
+    return look_up(blocks) if runs > MAX_COPIES else jax.lax.platform_dependent(blocks, cpu=copy, default=look_up)
 
 
 def overlap_add(frames: Num[Array, "... frames length"], hop_length: int) -> Num[Array, "... samples"]:

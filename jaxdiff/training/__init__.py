@@ -6,6 +6,7 @@ from .loop import TrainingError as TrainingError
 from .loop import train as train
 from .state import TrainState as TrainState
 from .state import init_state as init_state
+from .step import Context as Context
 from .step import Objective as Objective
 from .step import make_optimizer as make_optimizer
 from .step import make_train_step as make_train_step

@@ -3,25 +3,34 @@
 wave -> features -> noise -> network -> loss -> gradient -> optax -> average of the weights
 """
 
-import functools
 from collections.abc import Callable
-from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jaxtyping import Array
+from jaxtyping import Array, Int, PRNGKeyArray
 
 from jaxdiff.data import Batch
 from jaxdiff.diffusion import LossHistogram
-from jaxdiff.tasks import Task
+from jaxdiff.tasks import Example, Task
 
 from .ema import update_averages
 from .state import TrainState
 
-# (network, x0, cond, key, histogram) -> loss, (metrics, histogram)
-Objective = Callable[[Callable, Array, Any, Array, LossHistogram], tuple[Array, tuple[dict[str, Array], LossHistogram]]]
+
+class Context(NamedTuple):
+    """What an objective may know beside the network and the example."""
+
+    key: PRNGKeyArray
+    step: Int[Array, ""]
+    teacher: Callable  # the network with averaged weights and without dropout
+    histogram: LossHistogram
+
+
+# (network, example, context) -> loss, (metrics, histogram)
+Objective = Callable[[Callable, Example, Context], tuple[Array, tuple[dict[str, Array], LossHistogram]]]
 
 
 def make_optimizer(
@@ -49,10 +58,13 @@ def make_train_step(
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         example_key, loss_key, network_key = jax.random.split(jax.random.fold_in(state.key, state.step), 3)
         example = task.example(batch, example_key)
+        context = Context(loss_key, state.step, nnx.merge(graphdef, state.ema_params), state.histogram)
 
         def loss(params):
-            network = functools.partial(nnx.merge(graphdef, params), rngs=nnx.Rngs(network_key))
-            return objective(network, example.x0, example.cond, loss_key, state.histogram)
+            def network(*args, **options):  # the same dropout at every call, in whatever loop or branch
+                return nnx.merge(graphdef, params)(*args, rngs=nnx.Rngs(network_key), **options)
+
+            return objective(network, example, context)
 
         (_, (metrics, histogram)), gradient = jax.value_and_grad(loss, has_aux=True)(state.params)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
