@@ -11,8 +11,10 @@ import optax
 from flax import nnx
 from jaxtyping import Array
 
-from jaxdiff import diffusion, features, networks, tasks, training
+from jaxdiff import autoregression, diffusion, features, networks, tasks, training
 from jaxdiff.config import (
+    Autoregression,
+    CausalWaveNet,
     CompressedStft,
     Config,
     ConfigError,
@@ -58,6 +60,8 @@ def network(config: Config, channels: int, num_classes: int, rngs: nnx.Rngs) -> 
     options["self_conditioning"] = getattr(config.method, "self_conditioning", False)
     options["condition_features"] = vocoding.n_mels if vocoding else 0
     options["num_classes"] = 0 if vocoding else num_classes
+    if isinstance(config.method, Autoregression) or isinstance(config.network, CausalWaveNet):
+        return _causal(config, vocoding.hop_length if vocoding else 1, rngs, options)
     frames_per_condition = vocoding.hop_length // hop_length(config) if vocoding else 1
     if isinstance(config.method, Shortcut):
         if not isinstance(config.network, Transformer):
@@ -73,6 +77,31 @@ def network(config: Config, channels: int, num_classes: int, rngs: nnx.Rngs) -> 
             f"frames to each; set task.hop_length to {hop_length(config)} or use wavenet"
         )
     return networks.Transformer(channels, rngs=rngs, **options)
+
+
+def _causal(config: Config, condition_hop: int, rngs: nnx.Rngs, options: dict) -> networks.CausalWaveNet:
+    r, normalized = config.representation, config.normalize.enabled
+    fits = isinstance(config.method, Autoregression) and isinstance(config.network, CausalWaveNet)
+    if not fits or not isinstance(r, Patches) or r.size != 1 or normalized:
+        raise ConfigError(
+            f"method autoregression, network causal_wavenet, representation patches of size 1 and normalize.enabled no "
+            f"belong together, got {config.method.kind}, {config.network.kind}, {r.kind} and {normalized}; set all four"
+        )
+    made = output(config)
+    options = {k: v for k, v in options.items() if k not in ("self_conditioning", "kind")}
+    return networks.CausalWaveNet(made.size, levels=made.levels, condition_hop=condition_hop, rngs=rngs, **options)
+
+
+def output(config: Config) -> autoregression.Output:
+    """The distribution of a sample, for method autoregression."""
+    m = config.method
+    match m.output:
+        case "mu_law":
+            return autoregression.mu_law_categorical(m.levels)
+        case "logistics":
+            return autoregression.mixture_of_logistics(m.mixtures)
+        case "gaussian":
+            return autoregression.gaussian()
 
 
 def task(config: Config, representation: Representation, num_classes: int) -> Task:

@@ -58,6 +58,8 @@ class Generate:
     """sampling steps (the configuration's)"""
     guidance: float | None = None
     """classifier-free guidance scale, 1 is off (the configuration's)"""
+    temperature: float | None = None
+    """of an autoregressive model, below 1 the likely becomes more likely (the configuration's)"""
     sampler: str | None = None
     """euler, heun, dpmpp_2m, unipc2 ... (the configuration's)"""
     spacing: str | None = None
@@ -289,6 +291,7 @@ def _generate(command: Generate) -> int:
         seed=command.seed,
         steps=command.steps,
         guidance=command.guidance,
+        temperature=command.temperature,
         sampler=command.sampler,
         spacing=command.spacing,
         source=command.source,
@@ -309,7 +312,7 @@ def _refuse_to_overwrite(command: Generate, names: list[str]) -> None:
 
 
 def _sidecars(command: Generate, pipeline: "Pipeline", labels: list[int]) -> list[dict]:
-    wanted = {name: getattr(command, name) for name in ("sampler", "steps", "spacing", "guidance")}
+    wanted = {name: getattr(command, name) for name in pipeline.sampling()._fields}
     sampling = pipeline.sampling(**wanted)._asdict()
     return [
         {

@@ -114,6 +114,18 @@ class Transformer:
     remat: bool = False
 
 
+@dataclass(frozen=True)
+class CausalWaveNet:
+    """Autoregressive WaveNet on samples; for method autoregression."""
+
+    kind: Literal["causal_wavenet"] = "causal_wavenet"
+    channels: int = 64
+    layers: int = 30
+    dilation_cycle: int = 10
+    label_dropout: float = 0.1
+    remat: bool = False
+
+
 # Schedules. In each a shift above 1 spends more of training and sampling at high noise.
 
 
@@ -240,6 +252,16 @@ class Shortcut:
 
 
 @dataclass(frozen=True)
+class Autoregression:
+    """Sample by sample; needs network causal_wavenet, representation patches of size 1 and no normalisation."""
+
+    kind: Literal["autoregression"] = "autoregression"
+    output: Literal["mu_law", "logistics", "gaussian"] = "mu_law"
+    levels: int = 256  # of mu_law
+    mixtures: int = 10  # of logistics
+
+
+@dataclass(frozen=True)
 class Regression:
     """The conditional mean in one pass, by mean squared error of the features: a baseline."""
 
@@ -276,6 +298,7 @@ class Sampling:
     guidance_low: float = 0.0  # guide only where sigma / alpha is above this ...
     guidance_high: float = float("inf")  # ... and at most this
     guidance_rescale: float = 0.0  # 1: the guided estimate keeps the deviation of the conditional one
+    temperature: float = 1.0  # of autoregression; below 1 the likely becomes more likely
 
 
 @dataclass(frozen=True)
@@ -286,8 +309,8 @@ class Config:
     task: Generation | Vocoding = field(default_factory=Generation)
     representation: CompressedStft | Patches | LogMel = field(default_factory=CompressedStft)
     normalize: Normalize = field(default_factory=Normalize)
-    network: WaveNet | Transformer = field(default_factory=WaveNet)
-    method: Diffusion | Shortcut | Regression = field(default_factory=Diffusion)
+    network: WaveNet | Transformer | CausalWaveNet = field(default_factory=WaveNet)
+    method: Diffusion | Shortcut | Autoregression | Regression = field(default_factory=Diffusion)
     train: Train = field(default_factory=Train)
     sampling: Sampling = field(default_factory=Sampling)
 

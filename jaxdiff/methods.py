@@ -5,7 +5,7 @@ A method is two functions of a configuration: `objective`, the loss inside the t
     generate(params, keys, batch, times, scale) -> wave [batch, samples]
 
 `keys` [batch] seed the items; `batch` gives labels or sounds to condition on and, by the shape of its wave, the length;
-`times` is a sampler's grid and `scale` that of the guidance, for the methods that have them.
+`times` is a sampler's grid, and `scale` that of the guidance or the temperature, for the methods that have them.
 """
 
 from collections.abc import Callable
@@ -13,11 +13,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array
 
-from jaxdiff import build, diffusion
-from jaxdiff.config import Config, ConfigError, Diffusion, Regression, Shortcut
+from jaxdiff import autoregression, build, diffusion
+from jaxdiff.config import Autoregression, Config, ConfigError, Diffusion, Regression, Shortcut
 from jaxdiff.data.pipeline import Batch
 from jaxdiff.diffusion import Denoiser, Schedule
 from jaxdiff.features import Representation
@@ -28,6 +29,7 @@ from jaxdiff.training import Context, Objective
 OPTIONS: dict[str, tuple[str, ...]] = {  # of sampling, that a method has a use for
     "diffusion": ("sampler", "steps", "spacing", "guidance"),
     "shortcut": ("steps",),
+    "autoregression": ("temperature",),
     "regression": (),
 }
 
@@ -50,6 +52,8 @@ def objective(config: Config, representation: Representation) -> Objective:
             return _diffusion_objective(config, representation)
         case Shortcut():
             return _shortcut_objective(config)
+        case Autoregression():
+            return _likelihood_objective(config)
         case Regression():
             return _regression_objective(config, representation)
 
@@ -73,6 +77,16 @@ def generate(config: Config, model: Model, sampler: str | None, guided: bool) ->
                 return model.representation.decode(diffusion.flow_map_sampler(jumps, model.schedule, x_T, times, keys))
 
             return jax.jit(jump)
+        case Autoregression():
+            output = build.output(config)
+
+            def sample(params, keys, batch, times, scale):
+                network, samples = nnx.merge(model.graphdef, params), batch["wave"].shape[-1]
+                cond = model.task.condition(batch)
+                wave = autoregression.generate(network, output, keys, cond, samples, temperature=scale)
+                return model.representation.decode(wave[..., None])
+
+            return jax.jit(sample)
         case Regression():
 
             def regress(params, keys, batch, times, scale):
@@ -159,6 +173,18 @@ def _shortcut_objective(config: Config) -> Objective:
 
         loss, metrics = jax.lax.cond(context.step < begin, ordinary, shortcut)
         return loss, (metrics, context.histogram)
+
+    return loss_of
+
+
+def _likelihood_objective(config: Config) -> Objective:
+    output = build.output(config)
+
+    def loss_of(network, example: Example, context: Context):
+        wave = example.x0[..., 0]
+        nats = -autoregression.log_likelihood(network, output, wave, example.cond) / wave.shape[-1]
+        bits = nats.mean() / np.log(2).astype(np.float32)
+        return bits, ({"loss": bits}, context.histogram)
 
     return loss_of
 

@@ -65,6 +65,7 @@ class Sampling(NamedTuple):
     steps: int | None
     spacing: str | None
     guidance: float | None
+    temperature: float | None
 
 
 class Pipeline:
@@ -137,6 +138,7 @@ class Pipeline:
         seed: int = 0,
         steps: int | None = None,
         guidance: float | None = None,
+        temperature: float | None = None,
         sampler: str | None = None,
         spacing: str | None = None,
         source: Path | None = None,
@@ -147,7 +149,8 @@ class Pipeline:
         (for `seconds`, the training crop). A vocoder is conditioned on the sounds of `source` (a file or folder; None:
         the corpus it was trained on), item i on the i-th, in turn. Raises ConfigError for values that cannot be met.
         """
-        sampling = self.sampling(sampler=sampler, steps=steps, spacing=spacing, guidance=guidance)
+        wanted = Sampling(sampler, steps, spacing, guidance, temperature)
+        sampling = self.sampling(**wanted._asdict())
         seconds = self.config.data.seconds if seconds is None else seconds
         if min(count, 1 if sampling.steps is None else sampling.steps) < 1 or not 0 < seconds <= 600:
             raise ConfigError(
@@ -159,8 +162,9 @@ class Pipeline:
         samples = math.ceil(wanted / hop) * hop
         labels = np.array([self.label_index(label, i) for i in range(count)], np.int32)
         waves = self._sources(source, count, samples)
-        scale = 1.0 if sampling.guidance is None else sampling.guidance
-        program, times = self._program(sampling.sampler, self._guided(scale)), self.times(sampling)
+        guided = sampling.guidance is not None and self._guided(sampling.guidance)
+        scale = next((s for s in (sampling.guidance, sampling.temperature) if s is not None), 1.0)
+        program, times = self._program(sampling.sampler, guided), self.times(sampling)
         chunk = min(MAX_CHUNK, 1 << (count - 1).bit_length())
         made = []
         for first in range(0, count, chunk):

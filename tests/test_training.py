@@ -252,11 +252,19 @@ def test_diffwave_configuration_is_base():
         {"prediction": "edm", "schedule": {"kind": "edm"}, "times": "lognormal", "times_mean": -1.2, "weight": "edm"},
         {"kind": "shortcut", "begin": 0.5, "every": 2, "levels": 3},
         {"kind": "regression"},
+        {"kind": "autoregression", "output": "mu_law"},
     ],
     ids=lambda d: next(iter(d)) + str(next(iter(d.values()))),
 )
 def test_every_objective_trains_resumes_and_samples(folder, tmp_path, monkeypatch, method):
-    network = {"network": {"kind": "transformer", "width": 16, "depth": 1, "heads": 2}} if "begin" in method else {}
+    network = {
+        "shortcut": {"network": {"kind": "transformer", "width": 16, "depth": 1, "heads": 2}},
+        "autoregression": {
+            "network": {"kind": "causal_wavenet", "channels": 8, "layers": 3},
+            "representation": {"kind": "patches", "size": 1},
+            "normalize": {"enabled": False},
+        },
+    }.get(method.get("kind"), {})
     config = from_dict({**to_dict(small(folder, steps=60, learning_rate=1e-2)), "method": method, **network})
     runs.run(config, tmp_path / "a", report=lambda _: None)
     if method.get("times") == "importance":  # its histogram is part of the state
@@ -272,7 +280,7 @@ def test_every_objective_trains_resumes_and_samples(folder, tmp_path, monkeypatc
     assert np.mean(losses[-15:]) < 0.95 * np.mean(losses[:15])
     pipeline = load(tmp_path / "a")
     if "steps" not in methods.OPTIONS[config.method.kind]:
-        with pytest.raises(ConfigError, match="steps 3: a model of method regression has none"):
+        with pytest.raises(ConfigError, match=f"steps 3: a model of method {config.method.kind} has none"):
             pipeline.generate(count=2, steps=3)
         assert np.isfinite(pipeline.generate(count=2)).all()
     else:
