@@ -1,0 +1,184 @@
+"""Autoregression: cached equals naive, likelihood is the sum of conditionals, distributions against closed forms."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+from flax import nnx
+from oracles import max_relative
+
+from jaxdiff import autoregression as ar
+from jaxdiff.networks import CausalWaveNet, Condition
+
+OUTPUTS = {"mu_law": ar.mu_law_categorical(16), "logistics": ar.mixture_of_logistics(3), "gaussian": ar.gaussian()}
+SAMPLES = 24
+
+
+def normal(seed, *shape, scale=1.0):
+    return scale * jax.random.normal(jax.random.key(seed), shape)
+
+
+@functools.cache
+def parts(name, condition=False):
+    """A small network with no weight zero, its output, and a condition of frames and labels."""
+    output = OUTPUTS[name]
+    given = dict(condition_features=3, condition_hop=5, num_classes=2) if condition else {}
+    make = lambda: CausalWaveNet(  # noqa: E731
+        output.size, levels=output.levels, channels=4, layers=4, dilation_cycle=3, rngs=nnx.Rngs(0), **given
+    )
+    graphdef, shapes = nnx.split(nnx.eval_shape(make))
+    rng = np.random.default_rng(1)
+    params = jax.tree.map(lambda a: jnp.asarray(0.4 * rng.standard_normal(a.shape), a.dtype), shapes)
+    cond = Condition(jnp.array([0, 1]), normal(2, 2, 5, 3)) if condition else Condition()
+    return graphdef, params, output, cond
+
+
+FAST_COMPILE = {"xla_backend_optimization_level": 0}  # these programs run once: compiling them is the cost
+
+
+@functools.partial(jax.jit, static_argnums=(0,), compiler_options=FAST_COMPILE)
+def outputs_of(graphdef, params, x, cond):
+    return nnx.merge(graphdef, params)(x, cond)
+
+
+def naive(graphdef, params, output, keys, cond):
+    """The whole network again for every sample."""
+    network, u = nnx.merge(graphdef, params), ar.uniforms(keys, SAMPLES)
+    x = jnp.full((len(keys), SAMPLES), network.silence, jnp.int32 if output.levels else jnp.float32)
+    for n in range(SAMPLES):
+        x = x.at[:, n].set(output.sample(outputs_of(graphdef, params, x, cond)[:, n], u[n], 0.8))
+    return output.decode(x)
+
+
+@pytest.mark.parametrize("condition", [False, True])
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_cached_generation_equals_the_naive_way_and_does_not_depend_on_the_batch(name, condition):
+    graphdef, params, output, cond = parts(name, condition)
+    keys = jax.random.split(jax.random.key(5), 2)
+    run = jax.jit(
+        lambda params, keys, cond: ar.generate(
+            nnx.merge(graphdef, params), output, keys, cond, SAMPLES, temperature=0.8
+        ),
+        compiler_options=FAST_COMPILE,
+    )
+    made, expected = run(params, keys, cond), naive(graphdef, params, output, keys, cond)
+    assert output.levels == 0 or (output.encode(made) == output.encode(expected)).all()  # class for class
+    np.testing.assert_allclose(made, expected, atol=1e-5)
+    assert np.abs(np.diff(made)).max() > 0.05
+    alone = run(params, keys[1:], jax.tree.map(lambda a: a[1:], cond))
+    np.testing.assert_allclose(alone[0], made[1], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_likelihood_is_the_sum_of_conditionals_that_each_see_the_past_alone(name):
+    graphdef, params, output, cond = parts(name)
+    wave = jnp.tanh(normal(3, 2, SAMPLES, scale=0.3))
+    x, total = output.encode(wave), 0
+    for n in range(SAMPLES):
+        unknown = x.at[:, n:].set(0)  # a conditional may not need them
+        total = total + output.log_prob(outputs_of(graphdef, params, unknown, cond)[:, n], x[:, n])
+    ours = ar.log_likelihood(lambda x, cond: outputs_of(graphdef, params, x, cond), output, wave, cond)
+    assert max_relative(ours, total) <= 1e-6
+
+
+def test_output_n_sees_exactly_the_receptive_field_before_n():
+    graphdef, params, output, _ = parts("gaussian")
+    reach = nnx.merge(graphdef, params).receptive_field
+    assert reach == 1 + 1 + 2 + 4 + 1
+    x, at = normal(4, 8, SAMPLES), 6
+    moved = outputs_of(graphdef, params, x.at[:, at].add(3.0), Condition()) - outputs_of(
+        graphdef, params, x, Condition()
+    )
+    touched = np.flatnonzero(np.abs(moved).max((0, 2)))
+    assert (touched[0], touched[-1]) == (at + 1, at + reach)
+
+
+def test_gradients_are_finite_in_float32_and_bfloat16():
+    graphdef, params, output, cond = parts("mu_law", True)
+    x = output.encode(normal(6, 2, SAMPLES, scale=0.3))
+
+    @functools.partial(jax.jit, compiler_options=FAST_COMPILE)
+    def gradient(params, cond):
+        loss = lambda params: -output.log_prob(nnx.merge(graphdef, params)(x, cond), x).mean()  # noqa: E731
+        return jax.grad(loss)(params)
+
+    low = lambda tree: jax.tree.map(  # noqa: E731
+        lambda a: a.astype(jnp.bfloat16) if jnp.issubdtype(a.dtype, jnp.floating) else a, tree
+    )
+    exact, rough = (jax.tree.leaves(gradient(p, c)) for p, c in ((params, cond), (low(params), low(cond))))
+    for a, b in zip(exact, rough, strict=True):
+        assert np.isfinite(a).all()
+        assert np.abs(np.asarray(b, np.float32) - a).max() <= 0.1 * max(np.abs(a).max(), 0.01)
+
+
+# --- mu-law and distributions ---
+
+
+@pytest.mark.parametrize("levels", [16, 256, 1024])
+def test_every_mu_law_class_comes_back(levels):
+    classes = jnp.arange(levels)
+    y = ar.mu_law_decode(classes, levels)
+    np.testing.assert_array_equal(ar.mu_law_encode(y, levels), classes)
+    mu, z = levels - 1, 2 * np.arange(levels) / (levels - 1) - 1
+    np.testing.assert_allclose(y, np.sign(z) * ((1 + mu) ** np.abs(z) - 1) / mu, atol=1e-6)
+    assert ar.mu_law_encode(jnp.array([-3.0, 3.0]), levels).tolist() == [0, levels - 1]
+
+
+def test_a_mixture_of_logistics_has_the_probabilities_of_its_bins():
+    output = ar.mixture_of_logistics(2, bits=8)
+    logits, mean, log_scale = np.array([0.3, -0.5]), np.array([-0.9, 0.2]), np.array([-2.0, -4.5])
+    params = jnp.asarray(np.concatenate([logits, mean, log_scale]), jnp.float32)
+    grid = np.linspace(-1, 1, 256)
+    ours = jnp.exp(output.log_prob(jnp.broadcast_to(params, (256, 6)), jnp.asarray(grid, jnp.float32)))
+    share = np.exp(logits) / np.exp(logits).sum()
+    edges = np.concatenate([[-np.inf], (grid[:-1] + grid[1:]) / 2, [np.inf]])
+    cumulative = (share * scipy.stats.logistic.cdf(edges[:, None], mean, np.exp(log_scale))).sum(-1)
+    np.testing.assert_allclose(ours, np.diff(cumulative), atol=2e-6)
+    assert ours.sum() == pytest.approx(1, abs=1e-5)
+    np.testing.assert_allclose(output.encode(jnp.asarray(grid, jnp.float32)), grid, atol=1e-6)
+
+
+def test_a_gaussian_has_its_density_and_floor():
+    output, x = ar.gaussian(-3.0), np.linspace(-1, 1, 9)
+    for log_std, std in ((-1.0, np.exp(-1)), (-8.0, np.exp(-3))):
+        ours = output.log_prob(jnp.array([0.1, log_std]), jnp.asarray(x, jnp.float32))
+        np.testing.assert_allclose(ours, scipy.stats.norm.logpdf(x, 0.1, std), rtol=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_draws_follow_their_distribution(temperature):
+    u = jax.random.uniform(jax.random.key(0), (20_000, 2), minval=1e-6, maxval=1 - 1e-6)
+    logits = np.array([0.0, 1.0, -1.0, 0.5])
+    classes = ar.mu_law_categorical(4).sample(
+        jnp.broadcast_to(jnp.asarray(logits, jnp.float32), (20_000, 4)), u, temperature
+    )
+    share = np.exp(logits / temperature) / np.exp(logits / temperature).sum()
+    np.testing.assert_allclose(np.bincount(classes, minlength=4) / 20_000, share, atol=0.012)
+    one = ar.gaussian().sample(jnp.broadcast_to(jnp.array([0.1, -2.0]), (20_000, 2)), u, temperature)
+    assert scipy.stats.kstest(one, "norm", (0.1, temperature * np.exp(-2))).statistic < 0.012
+    params = jnp.broadcast_to(jnp.array([9.0, -9.0, 0.1, 0.9, -3.0, 0.0]), (20_000, 6))
+    mixed = ar.mixture_of_logistics(2).sample(params, u, temperature)
+    assert scipy.stats.kstest(mixed, "logistic", (0.1, temperature * np.exp(-3))).statistic < 0.012
+
+
+def test_learning_a_pattern_goes_below_the_frequencies_of_its_classes():
+    output = ar.mu_law_categorical(8)
+    pattern = np.array([0, 3, 7, 3, 5, 1])
+    x = jnp.asarray(np.tile(pattern, 8)[None])
+    counts = np.bincount(pattern, minlength=8) / len(pattern)
+    entropy = -(counts[counts > 0] * np.log(counts[counts > 0])).sum()
+    make = lambda: CausalWaveNet(8, levels=8, channels=8, layers=2, rngs=nnx.Rngs(0))  # noqa: E731
+    graphdef, params = nnx.split(make())
+
+    @jax.jit
+    def step(params, _):
+        loss = lambda p: -output.log_prob(nnx.merge(graphdef, p)(x), x).mean()  # noqa: E731
+        value, gradient = jax.value_and_grad(loss)(params)
+        return jax.tree.map(lambda p, g: p - 0.2 * g, params, gradient), value
+
+    _, losses = jax.lax.scan(step, params, length=150)
+    assert losses[0] == pytest.approx(np.log(8), rel=1e-5)  # equally likely at first
+    assert losses[-1] < 0.3 * entropy
