@@ -85,10 +85,10 @@ def _draw(rows, path):
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
     for i, ((sampler, spacing), values) in enumerate(rows.items()):
         style = {"uniform": "--", "cosine": "-"}[spacing]
-        axes.plot(EVALUATIONS, values, style, marker="o", color=f"C{i % 10}", label=f"{sampler}, {spacing}")
-    axes.set(
-        xscale="log", yscale="log", xlabel="evaluations of the network", ylabel="Frechet distance / training sounds'"
-    )
+        axes.plot(
+            EVALUATIONS, values, style, marker="o", color=f"C{i}" if i < 10 else "black", label=f"{sampler}, {spacing}"
+        )
+    axes.set(xscale="log", xlabel="evaluations of the network", ylabel="Frechet distance / training sounds'")
     axes.set_xticks(EVALUATIONS, EVALUATIONS)
     axes.minorticks_off()
     axes.legend(fontsize=7)
