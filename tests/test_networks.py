@@ -11,8 +11,8 @@ from oracles import max_relative
 from scipy.signal import convolve2d
 
 from jaxdiff.networks import Condition, Transformer, WaveNet, count_params
+from jaxdiff.networks.attention import rope
 from jaxdiff.networks.layers import LabelEmbedding, scan_layers
-from jaxdiff.networks.transformer import rope
 from jaxdiff.networks.wavenet import Upsampler
 
 FAST_COMPILE = {"xla_backend_optimization_level": 0}  # these programs run once: compiling them is the cost
