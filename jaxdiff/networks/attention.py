@@ -36,34 +36,51 @@ def attention(
     The softmax is float32 whatever the `compute_dtype`.
     """
     q, k, v = (a.astype(compute_dtype) for a in (q, k, v))
-    if window is not None and q.shape[1] > 3 * window:
-        return _sliding(q, k, v, mask, window).astype(jnp.float32)
-    near = None if window is None else (window, window)
-    some = None if mask is None else mask[:, None, None]
-    out = jax.nn.dot_product_attention(q, k, v, mask=some, local_window_size=near).astype(jnp.float32)
-    return out if mask is None else jnp.where(mask.any(1)[:, None, None, None], out, 0)
-
-
-def _sliding(q: Array, k: Array, v: Array, mask: Array | None, window: int) -> Array:
     batch, frames, heads, channels = q.shape
+    if window is not None and frames > 3 * window:
+        out = _attend(*_blocks(q, k, v, mask, window))
+        return out.reshape(batch, -1, heads, channels)[:, :frames]
+    seen = None if mask is None else jnp.broadcast_to(mask[:, None], (batch, frames, k.shape[1]))
+    if window is not None:
+        near = jnp.asarray(np.abs(np.arange(frames) - np.arange(frames)[:, None]) <= window)
+        seen = near[None] if seen is None else seen & near
+    return _attend(q, k, v, seen)
+
+
+def _blocks(q: Array, k: Array, v: Array, mask: Array | None, window: int) -> tuple[Array, Array, Array, Array]:
+    """Each block of `window` queries as an item of its own, with the keys of three blocks and those that it sees."""
+    batch, frames = q.shape[:2]
     blocks = -(-frames // window)
     pad = blocks * window - frames
-    q = jnp.pad(q, ((0, 0), (0, pad), (0, 0), (0, 0))).reshape(batch * blocks, window, heads, channels)
 
     def neighbourhoods(x: Array) -> Array:
-        """[batch, frames, ...] to the three blocks around each block, [batch, blocks, 3 window, ...]."""
         x = jnp.pad(x, ((0, 0), (window, window + pad)) + ((0, 0),) * (x.ndim - 2))
         x = x.reshape(batch, blocks + 2, window, *x.shape[2:])
-        return jnp.concatenate([x[:, :-2], x[:, 1:-1], x[:, 2:]], axis=2)
+        x = jnp.concatenate([x[:, :-2], x[:, 1:-1], x[:, 2:]], axis=2)
+        return x.reshape(batch * blocks, 3 * window, *x.shape[3:])
 
-    k, v = (neighbourhoods(x).reshape(batch * blocks, 3 * window, heads, channels) for x in (k, v))
     exists = neighbourhoods(jnp.ones((batch, frames), bool) if mask is None else mask)
     lag = np.arange(3 * window) - window - np.arange(window)[:, None]
-    some = exists[:, :, None] & (np.abs(lag) <= window)
-    # A query without keys attends evenly, to finite values, and is set to 0.
-    out = jax.nn.dot_product_attention(q, k, v, mask=some.reshape(batch * blocks, 1, window, 3 * window))
-    out = jnp.where(some.any(-1).reshape(batch * blocks, window, 1, 1), out, 0)
-    return out.reshape(batch, blocks * window, heads, channels)[:, :frames]
+    q = jnp.pad(q, ((0, 0), (0, pad), (0, 0), (0, 0))).reshape(batch * blocks, window, *q.shape[2:])
+    return q, neighbourhoods(k), neighbourhoods(v), exists[:, None] & (np.abs(lag) <= window)
+
+
+def _attend(q: Array, k: Array, v: Array, seen: Array | None) -> Array:
+    """Attention to the keys `seen` [batch or 1, queries, keys]; on a CPU with heads before frames, twice as fast."""
+
+    def heads_first(q: Array, k: Array, v: Array) -> Array:
+        q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
+        scores = jnp.einsum("bhqc,bhkc->bhqk", q, k, preferred_element_type=jnp.float32) / np.sqrt(q.shape[-1])
+        scores = scores if seen is None else jnp.where(seen[:, None], scores, -1e30)
+        weights = jax.nn.softmax(scores.astype(jnp.float32), axis=-1).astype(v.dtype)
+        return jnp.einsum("bhqk,bhkc->bhqc", weights, v, preferred_element_type=jnp.float32).swapaxes(1, 2)
+
+    def any_device(q: Array, k: Array, v: Array) -> Array:
+        mask = None if seen is None else seen[:, None]
+        return jax.nn.dot_product_attention(q, k, v, mask=mask).astype(jnp.float32)
+
+    out = jax.lax.platform_dependent(q, k, v, cpu=heads_first, default=any_device)
+    return out if seen is None else jnp.where(seen.any(-1)[..., None, None], out, 0)
 
 
 def self_attention(

@@ -115,7 +115,14 @@ def linear_options(compute_dtype: ComputeDtype) -> dict:
     options = {"float32": {}, "bfloat16": dict(dtype=jnp.bfloat16, preferred_element_type=jnp.float32)}
     if compute_dtype not in options:
         raise ValueError(f"compute_dtype: expected one of {', '.join(options)}, got {compute_dtype!r}")
-    return options[compute_dtype]
+    return dict(dot_general=flat_product, **options[compute_dtype])
+
+
+def flat_product(x: Array, kernel: Array, dimension_numbers=None, **options) -> Array:
+    """`x @ kernel` with all axes of `x` but the last as one: on a CPU its gradient takes two thirds of the time."""
+    options.pop("out_sharding", None)
+    flat = jax.lax.dot_general(x.reshape(-1, x.shape[-1]), kernel, (((1,), (0,)), ((), ())), **options)
+    return flat.reshape(*x.shape[:-1], -1)
 
 
 def layer_norm(h: Array) -> Array:

@@ -51,7 +51,7 @@ def summarize(
     """
     graphdef, params = nnx.split(network)
     rows: dict[str, Row] = {}
-    for path, leaf in jax.tree.leaves_with_path(params.to_pure_dict()):
+    for path, leaf in jax.tree.leaves_with_path(nnx.to_pure_dict(params)):
         keys = [key.key for key in path][:-1][:2]
         name = ".".join(map(str, keys)) or "(itself)"
         before = rows[name].parameters if name in rows else 0

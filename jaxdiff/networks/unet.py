@@ -120,7 +120,7 @@ class UNet(nnx.Module):
         self.condition = nnx.Linear(condition_features, width, rngs=rngs) if condition_features else None
         options = dict(rngs=rngs, **linear_options(compute_dtype))
 
-        def level(index: int, channels_in: int) -> nnx.List:
+        def level(index: int, channels_in: int):
             channels, attends = width * 2**index, index >= levels - attention_levels
             sizes = [channels_in, *[channels] * (blocks - 1)]
             make = lambda size: ResidualBlock(  # noqa: E731
@@ -172,7 +172,7 @@ class UNet(nnx.Module):
             valid = jnp.ones((batch, frames), bool) if valid is None else valid
             valid = jnp.pad(valid, ((0, 0), (0, extra)))
 
-        def through(blocks: nnx.List, h: Array, valid: Array | None) -> Array:
+        def through(blocks, h: Array, valid: Array | None) -> Array:
             for block in blocks:
                 h = apply_layer(block, h, c, valid, remat=self.remat)
             return h
