@@ -110,7 +110,7 @@ def conditioning(parts, t: Array, label: Array | None, r: Array | None, rngs: nn
     return jax.nn.silu(c)
 
 
-def linear_options(compute_dtype: ComputeDtype) -> dict:
+def linear_options(compute_dtype: str) -> dict:
     """The options of an `nnx.Linear` that computes in `compute_dtype` and returns float32 (module docstring)."""
     options = {"float32": {}, "bfloat16": dict(dtype=jnp.bfloat16, preferred_element_type=jnp.float32)}
     if compute_dtype not in options:
@@ -158,8 +158,8 @@ def stack(make_layer: Callable[[nnx.Rngs], nnx.Module], count: int, rngs: nnx.Rn
 def scan_layers(layers: nnx.Module, apply: Callable, carry, xs=None, *, remat: bool = False):
     """`carry, ys` after `apply(layer, carry, x) -> (carry, y)` with each layer of a `stack`, as one `lax.scan`.
 
-    One layer is compiled whatever the depth. With `remat` the backward pass recomputes a layer's inside instead of
-    keeping it.
+    One layer is compiled whatever the depth. The backward pass keeps the products with weights and recomputes what is
+    cheap, which is faster than fetching it from memory; with `remat` it recomputes a layer's whole inside.
     """
     graphdef, params = nnx.split(layers)
 
@@ -167,7 +167,8 @@ def scan_layers(layers: nnx.Module, apply: Callable, carry, xs=None, *, remat: b
         layer_params, x = inputs
         return apply(nnx.merge(graphdef, layer_params), carry, x)
 
-    return jax.lax.scan(jax.checkpoint(body, prevent_cse=False) if remat else body, carry, (params, xs))
+    keep = None if remat else jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+    return jax.lax.scan(jax.checkpoint(body, prevent_cse=False, policy=keep), carry, (params, xs))
 
 
 def apply_layer(layer: nnx.Module, *args, remat: bool = False):
