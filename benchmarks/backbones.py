@@ -177,7 +177,7 @@ def main() -> None:
     arguments = parser.parse_args()
     rng = np.random.default_rng(0)
     x, target = (rng.standard_normal((ITEMS, FRAMES, FEATURES)).astype(np.float32) for _ in range(2))
-    t = np.linspace(0, 1, ITEMS, dtype=np.float32)
+    t = np.arange(ITEMS, dtype=np.float32) / ITEMS  # exact: the finest sine of a time turns 10,000 times as fast
     for row in arguments.only:
         make, network = ROWS[row]
         shapes = nnx.to_pure_dict(nnx.split(nnx.eval_shape(make))[1])

@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 from oracles import max_relative
@@ -60,15 +61,8 @@ def small_lstm(**options) -> LSTM:
     return randomised(lambda: LSTM(2, **{**sizes, **options}, rngs=nnx.Rngs(0)))
 
 
-NETWORKS = {
-    "wavenet": small_wavenet,
-    "transformer": small_transformer,
-    "hybrid": small_hybrid,
-    "unet": small_unet,
-    "lstm": small_lstm,
-}
+NETWORKS = {"wavenet": small_wavenet, "hybrid": small_hybrid, "unet": small_unet, "lstm": small_lstm}
 each_network = pytest.mark.parametrize("make", NETWORKS.values(), ids=NETWORKS.keys())
-each_but_wavenet = pytest.mark.parametrize("make", list(NETWORKS.values())[1:], ids=list(NETWORKS)[1:])
 
 
 @functools.partial(jax.jit, static_argnums=0, compiler_options=FAST_COMPILE)
@@ -434,7 +428,7 @@ def test_time_label_and_condition_matter(make):
 
 @each_network
 def test_gradients_are_finite_float32_with_remat_and_in_bfloat16(make):
-    """Recomputed in bfloat16 (WaveNet: float32) the output is within 3 % and each gradient within 8 % of float32's."""
+    """Recomputed in bfloat16 (WaveNet: float32) the output is within 3 % and the gradient within 5 % of float32's."""
     x, t, cond = normal(1, 4, 10, 2), jnp.linspace(0, 1, 4), Condition(jnp.array([0, 3, 1, 2]), normal(2, 4, 10, 3))
 
     def output_and_gradient(**options):
@@ -459,7 +453,8 @@ def test_gradients_are_finite_float32_with_remat_and_in_bfloat16(make):
         assert leaf.dtype == other.dtype == jnp.float32, path
         assert np.isfinite(leaf).all() and np.isfinite(other).all(), path
         assert np.abs(leaf).max() > 0, path
-        assert np.linalg.norm(other - leaf) <= (8e-2 if rounds else 1e-4) * np.linalg.norm(leaf), path
+    apart = optax.tree.norm(optax.tree.sub(again, kept)) / optax.tree.norm(kept)
+    assert apart <= (5e-2 if rounds else 1e-5)
 
 
 def test_unknown_compute_dtype_is_refused():
