@@ -3,25 +3,35 @@
 A network is called as `network(x_t, t, cond, rngs=None)` with `x_t` [batch, frames, features], `t` [batch] in [0, 1]
 and a `Condition`; it returns an array shaped like `x_t`. `rngs` is given in training only: label dropout draws from it.
 A network built with a second time also takes `r` [batch] <= t, the time that its estimate is to jump to.
+
+Mixed precision is one policy, `compute_dtype`: parameters, sums, norms, softmax, the embeddings of time and class and
+the last layer are float32; with "bfloat16" the factors of the other matrix products are rounded to bfloat16.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
+
+ComputeDtype = Literal["float32", "bfloat16"]
 
 
 class Condition(NamedTuple):
     """What is known while x0 is made: a class index per item, features per condition frame, and for networks built
-    with self-conditioning an earlier estimate of x0, 0 where there is none."""
+    with self-conditioning an earlier estimate of x0, 0 where there is none. `tokens` are attended to in no time order,
+    those that `token_mask` marks. `lengths` are the frames of x_t that count, the first ones; the rest is padding that
+    no other frame sees and where the output means nothing."""
 
     label: Int[Array, " batch"] | None = None
     frames: Float[Array, "batch frames channels"] | None = None
     estimate: Float[Array, "batch network_frames features"] | None = None
+    tokens: Float[Array, "batch tokens token_channels"] | None = None
+    token_mask: Bool[Array, "batch tokens"] | None = None
+    lengths: Int[Array, " batch"] | None = None
 
     def without_label(self) -> "Condition":
         """The same condition with the class unknown, for classifier-free guidance."""
@@ -35,6 +45,10 @@ class Condition(NamedTuple):
         """`x_t` and the estimate side by side: the input of a network with self-conditioning."""
         estimate = jnp.zeros_like(x_t) if self.estimate is None else self.estimate
         return jnp.concatenate([x_t, estimate], axis=-1)
+
+    def valid(self, frames: int) -> Bool[Array, "batch frames"] | None:
+        """Which of `frames` network frames are within each item's length; None without lengths."""
+        return None if self.lengths is None else jnp.arange(frames) < self.lengths[:, None]
 
 
 class LabelEmbedding(nnx.Module):
@@ -63,6 +77,77 @@ def sinusoids(position: Float[Array, " batch"], frequencies: np.ndarray) -> Floa
     return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
 
 
+class Conditioner(nnx.Module):
+    """Diffusion time and class as one vector (`conditioning`); `label_dropout` is the share of classes dropped.
+
+    Linear layers are LeCun normal (LeCun et al. 1998, section 4.6) with zero bias; `jump_2` is zero at first.
+    """
+
+    def __init__(self, width: int, num_classes: int, label_dropout: float, second_time: bool, *, rngs: nnx.Rngs):
+        self.time_1, self.time_2 = nnx.Linear(256, width, rngs=rngs), nnx.Linear(width, width, rngs=rngs)
+        self.label = LabelEmbedding(num_classes, width, label_dropout, rngs=rngs) if num_classes else None
+        zeros = nnx.initializers.zeros_init()
+        self.jump_1 = nnx.Linear(256, width, rngs=rngs) if second_time else None
+        self.jump_2 = nnx.Linear(width, width, kernel_init=zeros, rngs=rngs) if second_time else None
+
+    def __call__(self, t: Array, label: Array | None, r: Array | None, rngs: nnx.Rngs | None) -> Array:
+        return conditioning(self, t, label, r, rngs)
+
+
+def conditioning(parts, t: Array, label: Array | None, r: Array | None, rngs: nnx.Rngs | None) -> Array:
+    """SiLU of the sum of time's embedding, the label's, and that of t - r where `parts` have one (r = t by default).
+
+    Each time passes sinusoids and two linear layers (DiT, Peebles & Xie 2023, section 3.2).
+    """
+    if r is not None and parts.jump_1 is None:
+        raise ValueError("the network was given a second time r but built without; build it with second_time=True")
+    frequencies = 1e4 ** (-np.arange(128) / 128)
+    c = parts.time_2(jax.nn.silu(parts.time_1(sinusoids(1000 * t, frequencies))))
+    if parts.jump_1 is not None:
+        c = c + parts.jump_2(jax.nn.silu(parts.jump_1(sinusoids(1000 * (t - (t if r is None else r)), frequencies))))
+    if parts.label is not None:
+        c = c + parts.label(label, len(t), rngs=rngs)
+    return jax.nn.silu(c)
+
+
+def linear_options(compute_dtype: str) -> dict:
+    """The options of an `nnx.Linear` that computes in `compute_dtype` and returns float32 (module docstring)."""
+    options = {"float32": {}, "bfloat16": dict(dtype=jnp.bfloat16, preferred_element_type=jnp.float32)}
+    if compute_dtype not in options:
+        raise ValueError(f"compute_dtype: expected one of {', '.join(options)}, got {compute_dtype!r}")
+    return dict(dot_general=flat_product, **options[compute_dtype])
+
+
+def flat_product(x: Array, kernel: Array, dimension_numbers=None, **options) -> Array:
+    """`x @ kernel` with all axes of `x` but the last as one: on a CPU its gradient takes two thirds of the time."""
+    options.pop("out_sharding", None)
+    flat = jax.lax.dot_general(x.reshape(-1, x.shape[-1]), kernel, (((1,), (0,)), ((), ())), **options)
+    return flat.reshape(*x.shape[:-1], -1)
+
+
+def layer_norm(h: Array) -> Array:
+    """Zero mean and unit variance over channels, without trained scale or bias (modulation supplies both)."""
+    h = h - h.mean(-1, keepdims=True)
+    return h * jax.lax.rsqrt((h**2).mean(-1, keepdims=True) + 1e-6)
+
+
+def modulate(h: Array, shift: Array, scale: Array) -> Array:
+    """LN(h) (1 + scale) + shift with one scale and shift per item and channel (adaptive layer norm)."""
+    return layer_norm(h) * (1 + scale[:, None]) + shift[:, None]
+
+
+def taps(
+    h: Float[Array, "batch frames channels"], dilation: int | Array = 1, reach: int | None = None
+) -> Float[Array, "batch frames three_channels"]:
+    """Frames n - dilation, n and n + dilation side by side, zero beyond the ends: a product with a [3 channels, out]
+    kernel is then a convolution. A traced dilation needs `reach`, the largest it can be."""
+    reach = dilation if reach is None else reach
+    frames = h.shape[1]
+    padded = jnp.pad(h, ((0, 0), (reach, reach), (0, 0)))
+    starts = (reach - dilation, reach, reach + dilation)
+    return jnp.concatenate([jax.lax.dynamic_slice_in_dim(padded, s, frames, axis=1) for s in starts], axis=-1)
+
+
 def stack(make_layer: Callable[[nnx.Rngs], nnx.Module], count: int, rngs: nnx.Rngs) -> nnx.Module:
     """`count` layers made alike, their parameters stacked on a new first axis, for `scan_layers`."""
     graphdef, _ = nnx.split(make_layer(nnx.Rngs(0)))
@@ -73,8 +158,8 @@ def stack(make_layer: Callable[[nnx.Rngs], nnx.Module], count: int, rngs: nnx.Rn
 def scan_layers(layers: nnx.Module, apply: Callable, carry, xs=None, *, remat: bool = False):
     """`carry, ys` after `apply(layer, carry, x) -> (carry, y)` with each layer of a `stack`, as one `lax.scan`.
 
-    One layer is compiled whatever the depth. With `remat` the backward pass recomputes a layer's inside instead of
-    keeping it.
+    One layer is compiled whatever the depth. The backward pass keeps the products with weights and recomputes what is
+    cheap, which is faster than fetching it from memory; with `remat` it recomputes a layer's whole inside.
     """
     graphdef, params = nnx.split(layers)
 
@@ -82,7 +167,16 @@ def scan_layers(layers: nnx.Module, apply: Callable, carry, xs=None, *, remat: b
         layer_params, x = inputs
         return apply(nnx.merge(graphdef, layer_params), carry, x)
 
-    return jax.lax.scan(jax.checkpoint(body, prevent_cse=False) if remat else body, carry, (params, xs))
+    keep = None if remat else jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+    return jax.lax.scan(jax.checkpoint(body, prevent_cse=False, policy=keep), carry, (params, xs))
+
+
+def apply_layer(layer: nnx.Module, *args, remat: bool = False):
+    """`layer(*args)`; with `remat` the backward pass recomputes its inside instead of keeping it."""
+    if not remat:
+        return layer(*args)
+    graphdef, params = nnx.split(layer)
+    return jax.checkpoint(lambda params, *args: nnx.merge(graphdef, params)(*args))(params, *args)
 
 
 def count_params(params) -> int:

@@ -4,9 +4,10 @@ Diffusion time and class make one vector c; each block modulates, attends, modul
 
     h <- h + g_1(c) Attention(LN(h) (1 + s_1(c)) + b_1(c)),      h <- h + g_2(c) MLP(LN(h) (1 + s_2(c)) + b_2(c))
 
-with the gates g zero at the start (adaLN-Zero, section 3.2), so that every block begins as the identity. Positions are
-rotary (Su et al. 2021, eq. 34): a relative encoding, so other lengths than the trained one can be generated. It cannot
-tell the first frame from the last; where sounds begin with the crop, `absolute_positions` can.
+with the gates g zero at the start (adaLN-Zero, section 3.2), so that every block begins as the identity. Two further
+branches are options: a gated dilated convolution before the attention (WaveNet's, van den Oord et al. 2016, eq. 2:
+local structure by convolution, distant by attention) and attention to condition tokens after it. Rotary positions
+cannot tell the first frame from the last; where sounds begin with the crop, `absolute_positions` can.
 """
 
 import jax
@@ -15,49 +16,91 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from .layers import Condition, LabelEmbedding, scan_layers, sinusoids, stack
-
-
-def rope(x: Float[Array, "batch frames heads channels"]) -> Float[Array, "batch frames heads channels"]:
-    """Rotate channel pairs (k, k + channels / 2) of frame m by the angle m 10000^(-2k / channels)."""
-    frames, channels = x.shape[1], x.shape[-1]
-    angle = np.arange(frames)[:, None] * 1e4 ** (-np.arange(0, channels, 2) / channels)
-    cos, sin = (jnp.asarray(f(angle), x.dtype)[:, None] for f in (np.cos, np.sin))
-    a, b = jnp.split(x, 2, axis=-1)
-    return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1)
-
-
-def _layer_norm(h: Array) -> Array:
-    """Zero mean and unit variance over channels, without trained scale or bias (adaLN supplies both)."""
-    h = h - h.mean(-1, keepdims=True)
-    return h * jax.lax.rsqrt((h**2).mean(-1, keepdims=True) + 1e-6)
-
-
-def _modulate(h: Array, shift: Array, scale: Array) -> Array:
-    return _layer_norm(h) * (1 + scale[:, None]) + shift[:, None]
+from .attention import cross_attention, self_attention
+from .layers import (
+    ComputeDtype,
+    Condition,
+    LabelEmbedding,
+    conditioning,
+    linear_options,
+    modulate,
+    scan_layers,
+    sinusoids,
+    stack,
+    taps,
+)
 
 
 class Block(nnx.Module):
-    """Attention and MLP, both modulated; Xavier uniform kernels, zero biases, zero modulation."""
+    """Optional gated convolution, attention, optional attention to tokens, and MLP, all modulated.
 
-    def __init__(self, width: int, heads: int, mlp_ratio: int, dropout: float, *, rngs: nnx.Rngs):
-        self.heads, self.dropout = heads, dropout
-        xavier = dict(kernel_init=nnx.initializers.xavier_uniform(), rngs=rngs)
-        self.modulation = nnx.Linear(width, 6 * width, kernel_init=nnx.initializers.zeros_init(), rngs=rngs)
+    Xavier uniform kernels, zero biases, zero modulation.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        mlp_ratio: int,
+        dropout: float,
+        *,
+        window: int | None = None,
+        token_features: int = 0,
+        convolution: bool = False,
+        compute_dtype: ComputeDtype = "float32",
+        rngs: nnx.Rngs,
+    ):
+        self.heads, self.dropout, self.window, self.compute_dtype = heads, dropout, window, compute_dtype
+        self.branches = 2 + convolution + (token_features > 0)
+        xavier = dict(kernel_init=nnx.initializers.xavier_uniform(), rngs=rngs, **linear_options(compute_dtype))
+        zeros = nnx.initializers.zeros_init()
+        self.modulation = nnx.Linear(width, 3 * self.branches * width, kernel_init=zeros, rngs=rngs)
         self.qkv = nnx.Linear(width, 3 * width, **xavier)
         self.attention_output = nnx.Linear(width, width, **xavier)
         self.mlp_input = nnx.Linear(width, mlp_ratio * width, **xavier)
         self.mlp_output = nnx.Linear(mlp_ratio * width, width, **xavier)
+        self.query = nnx.Linear(width, width, **xavier) if token_features else None
+        self.key_value = nnx.Linear(token_features, 2 * width, **xavier) if token_features else None
+        self.token_output = nnx.Linear(width, width, **xavier) if token_features else None
+        self.gated = nnx.Linear(3 * width, 2 * width, **xavier) if convolution else None
+        self.convolved = nnx.Linear(width, width, **xavier) if convolution else None
 
-    def __call__(self, h: Array, c: Array, key: Array | None) -> Array:
-        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = jnp.split(self.modulation(c), 6, axis=-1)
-        batch, frames, width = h.shape
-        qkv = self.qkv(_modulate(h, shift_1, scale_1)).reshape(batch, frames, 3, self.heads, -1)
-        attended = jax.nn.dot_product_attention(rope(qkv[:, :, 0]), rope(qkv[:, :, 1]), qkv[:, :, 2])
-        attended = self.attention_output(attended.reshape(batch, frames, width))
-        h = h + gate_1[:, None] * self._drop(attended, key, 0)
-        mixed = self.mlp_output(jax.nn.gelu(self.mlp_input(_modulate(h, shift_2, scale_2))))
-        return h + gate_2[:, None] * self._drop(mixed, key, 1)
+    def __call__(
+        self,
+        h: Array,
+        c: Array,
+        key: Array | None = None,
+        cond: Condition = Condition(),
+        dilation: int | Array = 0,
+        reach: int | None = None,
+    ) -> Array:
+        modulation = iter(jnp.split(self.modulation(c), 3 * self.branches, axis=-1))
+        valid = cond.valid(h.shape[1])
+        dtype = dict(compute_dtype=self.compute_dtype)
+
+        def convolve(x: Array) -> Array:
+            x = x if valid is None else x * valid[..., None]
+            gate, signal = jnp.split(self.gated(taps(x, dilation, reach)), 2, axis=-1)
+            return self.convolved(jax.nn.sigmoid(gate) * jnp.tanh(signal))
+
+        def attend(x: Array) -> Array:
+            return self.attention_output(
+                self_attention(self.qkv(x), self.heads, valid=valid, window=self.window, **dtype)
+            )
+
+        def attend_to_tokens(x: Array) -> Array:
+            kv = self.key_value(cond.tokens)
+            return self.token_output(cross_attention(self.query(x), kv, self.heads, mask=cond.token_mask, **dtype))
+
+        def mix(x: Array) -> Array:
+            return self.mlp_output(jax.nn.gelu(self.mlp_input(x)))
+
+        convolutions = [] if self.gated is None else [convolve]
+        tokens = [] if self.query is None else [attend_to_tokens if cond.tokens is not None else jnp.zeros_like]
+        for index, branch in enumerate([*convolutions, attend, *tokens, mix]):
+            shift, scale, gate = next(modulation), next(modulation), next(modulation)
+            h = h + gate[:, None] * self._drop(branch(modulate(h, shift, scale)), key, index)
+        return h
 
     def _drop(self, x: Array, key: Array | None, index: int) -> Array:
         if key is None or self.dropout == 0:
@@ -67,15 +110,19 @@ class Block(nnx.Module):
 
 
 class Transformer(nnx.Module):
-    """DiT on `[batch, frames, features]`.
+    """DiT on `[batch, frames, features]`, and with convolutions the hybrid of both.
 
-    `width` channels in `depth` blocks of `heads` heads; `width / heads` must be even (RoPE). `condition_features` > 0
-    adds conditioner frames (as many as network frames), projected and summed to the input. `num_classes` > 0 adds a
-    label embedding that is dropped with `label_dropout` in training. `dropout` acts on both branches of every block.
+    `width` channels in `depth` blocks of `heads` heads; `width / heads` must be even (RoPE). `window` lets a frame
+    attend to that many frames on either side, for long audio. `dilation_cycle` > 0 begins every block with a gated
+    convolution as WaveNet's, of dilations 1, 2, 4 ... 2**(dilation_cycle - 1), repeated.
+
+    `condition_features` > 0 adds conditioner frames (as many as network frames), projected and summed to the input;
+    `token_features` > 0 lets every block attend to condition tokens. `num_classes` > 0 adds a
+    label embedding that is dropped with `label_dropout` in training. `dropout` acts on all branches of every block.
     `absolute_positions` adds the sinusoids of Vaswani et al. 2017 (section 3.5) to the input; with `self_conditioning`
-    the condition's estimate of x0 is part of it. `second_time` lets the
-    network jump to a time r <= t: an embedding of t - r is added to that of t, zero at first, so that an ordinary
-    network's weights can be continued; without r it is r = t.
+    the condition's estimate of x0 is part of it. `second_time` lets the network jump to a time r <= t: an embedding of
+    t - r is added to that of t, zero at first, so that an ordinary network's weights can be continued; without r it is
+    r = t.
     """
 
     def __init__(
@@ -87,32 +134,45 @@ class Transformer(nnx.Module):
         heads: int = 4,
         mlp_ratio: int = 4,
         dropout: float = 0.0,
+        window: int | None = None,
+        dilation_cycle: int = 0,
         condition_features: int = 0,
+        token_features: int = 0,
         num_classes: int = 0,
         label_dropout: float = 0.1,
         absolute_positions: bool = False,
         self_conditioning: bool = False,
         second_time: bool = False,
         remat: bool = False,
+        compute_dtype: ComputeDtype = "float32",
         rngs: nnx.Rngs,
     ):
         if width % (2 * heads):
             raise ValueError(f"width {width} must be a multiple of 2 * heads = {2 * heads}; use {2 * heads} * n")
-        self.depth, self.remat, self.dropout = depth, remat, dropout
+        if window is not None and window < 1:
+            raise ValueError(f"window: expected at least 1 frame on either side, got {window}; use None for all")
+        self.depth, self.remat, self.dropout, self.window = depth, remat, dropout, window
         self.absolute_positions, self.self_conditioning = absolute_positions, self_conditioning
+        self.dilations = tuple(2 ** (i % dilation_cycle) if dilation_cycle else 0 for i in range(depth))
         channels = 2 * features if self_conditioning else features
         self.input = nnx.Linear(channels, width, kernel_init=nnx.initializers.xavier_uniform(), rngs=rngs)
         self.condition = nnx.Linear(condition_features, width, rngs=rngs) if condition_features else None
         self.time_1, self.time_2 = nnx.Linear(256, width, rngs=rngs), nnx.Linear(width, width, rngs=rngs)
         self.label = LabelEmbedding(num_classes, width, label_dropout, rngs=rngs) if num_classes else None
-        self.blocks = stack(lambda rngs: Block(width, heads, mlp_ratio, dropout, rngs=rngs), depth, rngs)
+        options = dict(
+            window=window, token_features=token_features, convolution=dilation_cycle > 0, compute_dtype=compute_dtype
+        )
+        self.blocks = stack(lambda rngs: Block(width, heads, mlp_ratio, dropout, **options, rngs=rngs), depth, rngs)
         zeros = dict(kernel_init=nnx.initializers.zeros_init(), rngs=rngs)
         self.modulation = nnx.Linear(width, 2 * width, **zeros)
         self.output = nnx.Linear(width, features, **zeros)
         self.jump_1 = nnx.Linear(256, width, rngs=rngs) if second_time else None
         self.jump_2 = nnx.Linear(width, width, **zeros) if second_time else None
 
-    receptive_field = None  # the whole input
+    @property
+    def receptive_field(self) -> int | None:
+        """Network frames that one output frame depends on; None: the whole input."""
+        return None if self.window is None else 1 + 2 * (self.depth * self.window + sum(self.dilations))
 
     def __call__(
         self,
@@ -123,15 +183,7 @@ class Transformer(nnx.Module):
         r: Float[Array, " batch"] | None = None,
         rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "batch frames features"]:
-        if r is not None and self.jump_1 is None:
-            raise ValueError("the network was given a second time r but built without; build it with second_time=True")
-        frequencies = 1e4 ** (-np.arange(128) / 128)
-        c = self.time_2(jax.nn.silu(self.time_1(sinusoids(1000 * t, frequencies))))
-        if self.jump_1 is not None:
-            c = c + self.jump_2(jax.nn.silu(self.jump_1(sinusoids(1000 * (t - (t if r is None else r)), frequencies))))
-        if self.label is not None:
-            c = c + self.label(cond.label, len(x_t), rngs=rngs)
-        c = jax.nn.silu(c)
+        c = conditioning(self, t, cond.label, r, rngs)
         h = self.input(cond.beside(x_t) if self.self_conditioning else x_t)
         if self.absolute_positions:
             frames, width = h.shape[1:]
@@ -140,6 +192,7 @@ class Transformer(nnx.Module):
             h = h + self.condition(cond.frames)
         drops = rngs is not None and self.dropout > 0
         keys = jax.random.split(rngs.dropout(), self.depth) if drops else None
-        h, _ = scan_layers(self.blocks, lambda b, h, k: (b(h, c, k), None), h, keys, remat=self.remat)
+        apply = lambda block, h, x: (block(h, c, x[0], cond, x[1], max(self.dilations)), None)  # noqa: E731
+        h, _ = scan_layers(self.blocks, apply, h, (keys, jnp.asarray(self.dilations)), remat=self.remat)
         shift, scale = jnp.split(self.modulation(c), 2, axis=-1)
-        return self.output(_modulate(h, shift, scale))
+        return self.output(modulate(h, shift, scale))

@@ -1,0 +1,111 @@
+"""What a network consists of and costs: layers, parameters, receptive field, operations per second of sound.
+
+Operations are those of matrix products and convolutions, two for each multiply-add, in the traced program with every
+loop run to its end (XLA's own cost analysis counts a loop's body once). Element-wise work is left out.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from .layers import Condition
+
+
+class Row(NamedTuple):
+    """A layer: where it lies in the network, its class and its number of parameters."""
+
+    name: str
+    kind: str
+    parameters: int
+
+
+class Summary(NamedTuple):
+    """`receptive_field` in ms, None where it is the whole input; `flops` of one call per second of sound."""
+
+    rows: tuple[Row, ...]
+    parameters: int
+    receptive_field: float | None
+    flops: float
+
+    def __str__(self) -> str:
+        wide, kinds = (max(len(row[i]) for row in self.rows) for i in (0, 1))
+        lines = [f"{r.name:{wide}s}  {r.kind:{kinds}s}  {r.parameters:>12,}" for r in self.rows]
+        field = "the whole input" if self.receptive_field is None else f"{self.receptive_field:,.1f} ms"
+        return "\n".join(
+            [*lines, f"{'all':{wide}s}  {'':{kinds}s}  {self.parameters:>12,}", f"receptive field {field}"]
+            + [f"{self.flops / 1e9:,.3g} GFLOP per call and second of sound"]
+        )
+
+
+def summarize(
+    network: nnx.Module, features: int, frames: int, frame_rate: float, cond: Condition = Condition()
+) -> Summary:
+    """The summary of `network` on one item of `frames` frames of `features` at `frame_rate` Hz.
+
+    `cond` gives the shapes of what is known. The network may be abstract (`nnx.eval_shape`), the condition of
+    `jax.ShapeDtypeStruct`s. Attention costs more per second for longer items, so `frames` matters there.
+    """
+    graphdef, params = nnx.split(network)
+    rows: dict[str, Row] = {}
+    for path, leaf in jax.tree.leaves_with_path(nnx.to_pure_dict(params)):
+        keys = [key.key for key in path][:-1][:2]
+        name = ".".join(map(str, keys)) or "(itself)"
+        before = rows[name].parameters if name in rows else 0
+        rows[name] = Row(name, _kind(network, keys), before + int(np.prod(leaf.shape)))
+    x = jax.ShapeDtypeStruct((1, frames, features), jnp.float32)
+    t = jax.ShapeDtypeStruct((1,), jnp.float32)
+    per_call = flops(lambda params, x, t, cond: nnx.merge(graphdef, params)(x, t, cond), params, x, t, cond)
+    reach = network.receptive_field
+    return Summary(
+        tuple(rows.values()),
+        sum(row.parameters for row in rows.values()),
+        None if reach is None else 1e3 * reach / frame_rate,
+        per_call * frame_rate / frames,
+    )
+
+
+def _kind(network: nnx.Module, keys: list) -> str:
+    for key in keys:
+        network = network[key] if isinstance(key, int) else getattr(network, key)
+    return type(network).__name__
+
+
+def flops(function: Callable, *args) -> int:
+    """Operations of the matrix products and convolutions of `function(*args)`, arrays or `jax.ShapeDtypeStruct`s.
+
+    A `while_loop` counts once, a conditional as its costliest branch.
+    """
+    return _count(jax.make_jaxpr(function)(*args).jaxpr)
+
+
+def _count(jaxpr) -> int:
+    total = 0
+    for equation in jaxpr.eqns:
+        shapes = [v.aval.shape for v in (*equation.invars[:2], *equation.outvars[:1]) if hasattr(v.aval, "shape")]
+        inside = [_count(sub) for sub in _programs(equation.params)]
+        match equation.primitive.name:
+            case "dot_general":
+                (contracted, _), _ = equation.params["dimension_numbers"]
+                total += 2 * int(np.prod(shapes[2])) * int(np.prod([shapes[0][i] for i in contracted]))
+            case "conv_general_dilated":
+                kernel, output = shapes[1], shapes[2]
+                outputs = kernel[equation.params["dimension_numbers"].rhs_spec[0]]
+                total += 2 * int(np.prod(output)) * int(np.prod(kernel)) // outputs
+            case "scan":
+                total += equation.params["length"] * sum(inside)
+            case "cond":
+                total += max(inside)
+            case _:
+                total += sum(inside)
+    return total
+
+
+def _programs(params: dict) -> list:
+    """The jaxprs among an equation's parameters."""
+    values = [v for value in params.values() for v in (value if isinstance(value, tuple | list) else [value])]
+    values = [getattr(v, "jaxpr", v) for v in values]
+    return [v for v in values if hasattr(v, "eqns")]

@@ -1,0 +1,190 @@
+"""U-Net over audio frames (Ronneberger et al. 2015; as a denoiser, Ho et al. 2020, appendix B), in one dimension.
+
+Each level halves the frames and doubles the channels; on the way back every level sees what it made on the way down.
+Its blocks are residual, with two convolutions of three frames, time and class modulating between them, and attention
+at the low levels:
+
+    y = W_1 * silu(LN(h)),      h <- h + W_2 * silu(LN(y) (1 + s(c)) + b(c)),      h <- h + Attention(LN(h))
+
+Layer norm acts on each frame alone, where Ho et al. normalise over time: frames beyond the end, which fill up to a
+multiple of 2**(levels - 1) and are zero for every convolution, then change nothing.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float
+
+from .attention import self_attention
+from .layers import (
+    ComputeDtype,
+    Condition,
+    Conditioner,
+    apply_layer,
+    layer_norm,
+    linear_options,
+    modulate,
+    taps,
+)
+
+_HE = nnx.initializers.he_normal()  # He et al. 2015
+_ZEROS = nnx.initializers.zeros_init()
+
+
+def _masked(h: Array, valid: Array | None) -> Array:
+    return h if valid is None else h * valid[..., None]
+
+
+class ResidualBlock(nnx.Module):
+    """Module docstring; `heads` 0 is without attention.
+
+    He normal kernels and zero biases; the last layer of each branch and the modulation are zero.
+    """
+
+    def __init__(
+        self,
+        channels_in: int,
+        channels: int,
+        embedding: int,
+        heads: int,
+        *,
+        compute_dtype: ComputeDtype = "float32",
+        rngs: nnx.Rngs,
+    ):
+        self.heads, self.compute_dtype = heads, compute_dtype
+        options = dict(rngs=rngs, **linear_options(compute_dtype))
+        self.modulation = nnx.Linear(embedding, 2 * channels, kernel_init=_ZEROS, rngs=rngs)
+        self.conv_1 = nnx.Linear(3 * channels_in, channels, kernel_init=_HE, **options)
+        self.conv_2 = nnx.Linear(3 * channels, channels, kernel_init=_ZEROS, **options)
+        self.shortcut = nnx.Linear(channels_in, channels, **options) if channels_in != channels else None
+        xavier = nnx.initializers.xavier_uniform()
+        self.qkv = nnx.Linear(channels, 3 * channels, kernel_init=xavier, **options) if heads else None
+        self.attention_output = nnx.Linear(channels, channels, kernel_init=_ZEROS, **options) if heads else None
+
+    def __call__(
+        self, h: Float[Array, "batch frames channels_in"], c: Array, valid: Bool[Array, "batch frames"] | None = None
+    ) -> Float[Array, "batch frames channels"]:
+        shift, scale = jnp.split(self.modulation(c), 2, axis=-1)
+        y = self.conv_1(taps(_masked(jax.nn.silu(layer_norm(h)), valid)))
+        y = self.conv_2(taps(_masked(jax.nn.silu(modulate(y, shift, scale)), valid)))
+        h = y + (h if self.shortcut is None else self.shortcut(h))
+        if self.qkv is None:
+            return h
+        qkv = self.qkv(layer_norm(h))
+        return h + self.attention_output(self_attention(qkv, self.heads, valid=valid, compute_dtype=self.compute_dtype))
+
+
+class UNet(nnx.Module):
+    """U-Net on `[batch, frames, features]`, any number of frames.
+
+    Level i of `levels` has `width` 2**i channels and frames 2**i times as long; `blocks` per level, on the way down and
+    on the way up; attention of `heads` heads at the lowest `attention_levels`. `condition_features` > 0 adds
+    conditioner frames (as many as network frames), projected and summed to the input. `num_classes` > 0 adds a label
+    embedding that is dropped with `label_dropout` in training; with `self_conditioning` the condition's estimate of x0
+    is part of the input; `second_time` as in `Transformer`.
+
+    Zero-initialised output; blocks begin as the identity; the other kernels He or LeCun normal.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        *,
+        width: int = 128,
+        levels: int = 3,
+        blocks: int = 2,
+        attention_levels: int = 1,
+        heads: int = 4,
+        condition_features: int = 0,
+        num_classes: int = 0,
+        label_dropout: float = 0.1,
+        self_conditioning: bool = False,
+        second_time: bool = False,
+        remat: bool = False,
+        compute_dtype: ComputeDtype = "float32",
+        rngs: nnx.Rngs,
+    ):
+        if levels < 1 or not 0 <= attention_levels <= levels:
+            raise ValueError(
+                f"attention_levels: expected 0 to levels, got {attention_levels} of {levels}; levels is 1 or more"
+            )
+        lowest = width * 2 ** (levels - attention_levels)
+        if attention_levels and lowest % (2 * heads):
+            raise ValueError(f"{lowest} channels at the first level with attention must be a multiple of 2 * heads; "
+                             f"use a width of {2 * heads} * n")  # fmt: skip
+        self.levels, self.blocks, self.attention_levels = levels, blocks, attention_levels
+        self.remat, self.self_conditioning = remat, self_conditioning
+        embedding = 4 * width
+        self.conditioner = Conditioner(embedding, num_classes, label_dropout, second_time, rngs=rngs)
+        self.input = nnx.Linear(2 * features if self_conditioning else features, width, rngs=rngs)
+        self.condition = nnx.Linear(condition_features, width, rngs=rngs) if condition_features else None
+        options = dict(rngs=rngs, **linear_options(compute_dtype))
+
+        def level(index: int, channels_in: int):
+            channels, attends = width * 2**index, index >= levels - attention_levels
+            sizes = [channels_in, *[channels] * (blocks - 1)]
+            make = lambda size: ResidualBlock(  # noqa: E731
+                size, channels, embedding, heads if attends else 0, compute_dtype=compute_dtype, rngs=rngs
+            )
+            return nnx.List([make(size) for size in sizes])
+
+        upper = range(levels - 1)
+        self.down = nnx.List([level(i, width * 2**i) for i in upper])
+        self.halve = nnx.List([nnx.Linear(2 * width * 2**i, width * 2 ** (i + 1), **options) for i in upper])
+        self.bottom = level(levels - 1, width * 2 ** (levels - 1))
+        self.double = nnx.List([nnx.Linear(width * 2 ** (i + 1), 2 * width * 2**i, **options) for i in upper])
+        self.up = nnx.List([level(i, 2 * width * 2**i) for i in upper])
+        self.output = nnx.Linear(width, features, kernel_init=_ZEROS, rngs=rngs)
+
+    @property
+    def receptive_field(self) -> int | None:
+        """Network frames that one output frame depends on, where that is most; None with attention: the whole input."""
+        return None if self.attention_levels else max(self._reach(n) for n in range(2 ** (self.levels - 1)))
+
+    def _reach(self, frame: int) -> int:
+        """How many frames output `frame` depends on: its interval followed down to the bottom and back."""
+        low, high = frame, frame
+        for level in range(self.levels):
+            low, high = low - 2 * self.blocks, high + 2 * self.blocks  # two convolutions per block
+            low, high = (low // 2, high // 2) if level < self.levels - 1 else (low, high)
+        for _ in range(self.levels - 1):
+            low, high = 2 * low - 2 * self.blocks, 2 * high + 1 + 2 * self.blocks
+        return high - low + 1
+
+    def __call__(
+        self,
+        x_t: Float[Array, "batch frames features"],
+        t: Float[Array, " batch"],
+        cond: Condition = Condition(),
+        *,
+        r: Float[Array, " batch"] | None = None,
+        rngs: nnx.Rngs | None = None,
+    ) -> Float[Array, "batch frames features"]:
+        c = self.conditioner(t, cond.label, r, rngs)
+        h = self.input(cond.beside(x_t) if self.self_conditioning else x_t)
+        if self.condition is not None and cond.frames is not None:
+            h = h + self.condition(cond.frames)
+        batch, frames, _ = h.shape
+        extra = -frames % 2 ** (self.levels - 1)
+        valid = cond.valid(frames)
+        if extra:
+            h = jnp.pad(h, ((0, 0), (0, extra), (0, 0)))
+            valid = jnp.ones((batch, frames), bool) if valid is None else valid
+            valid = jnp.pad(valid, ((0, 0), (0, extra)))
+
+        def through(blocks, h: Array, valid: Array | None) -> Array:
+            for block in blocks:
+                h = apply_layer(block, h, c, valid, remat=self.remat)
+            return h
+
+        kept = []
+        for blocks, halve in zip(self.down, self.halve, strict=True):
+            h = through(blocks, h, valid)
+            kept.append((h, valid))
+            h = halve(_masked(h, valid).reshape(batch, h.shape[1] // 2, -1))
+            valid = None if valid is None else valid.reshape(batch, -1, 2).any(-1)
+        h = through(self.bottom, h, valid)
+        for blocks, double, (skip, valid) in reversed(list(zip(self.up, self.double, kept, strict=True))):
+            h = jnp.concatenate([double(h).reshape(skip.shape), skip], axis=-1)
+            h = through(blocks, h, valid)
+        return self.output(h)[:, :frames]
