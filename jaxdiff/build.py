@@ -22,7 +22,6 @@ from jaxdiff.config import (
     LogMel,
     Patches,
     Shortcut,
-    Transformer,
     Vocoding,
     WaveNet,
     crop_samples,
@@ -63,20 +62,20 @@ def network(config: Config, channels: int, num_classes: int, rngs: nnx.Rngs) -> 
     if isinstance(config.method, Autoregression) or isinstance(config.network, CausalWaveNet):
         return _causal(config, vocoding.hop_length if vocoding else 1, rngs, options)
     frames_per_condition = vocoding.hop_length // hop_length(config) if vocoding else 1
-    if isinstance(config.method, Shortcut):
-        if not isinstance(config.network, Transformer):
-            raise ConfigError(
-                f"method shortcut needs a network that knows a second time, got {config.network.kind}; use transformer"
-            )
-        options["second_time"] = True
     if isinstance(config.network, WaveNet):
+        if isinstance(config.method, Shortcut):
+            raise ConfigError(
+                "method shortcut needs a network of two times, got wavenet; use transformer, unet or lstm"
+            )
         return networks.WaveNet(channels, condition_hop=frames_per_condition, rngs=rngs, **options)
     if frames_per_condition != 1:
         raise ConfigError(
-            f"network.kind transformer needs one condition frame per network frame, got {frames_per_condition} network "
-            f"frames to each; set task.hop_length to {hop_length(config)} or use wavenet"
+            f"network.kind {config.network.kind} needs one condition frame per network frame, got "
+            f"{frames_per_condition} network frames to each; set task.hop_length to {hop_length(config)} or use wavenet"
         )
-    return networks.Transformer(channels, rngs=rngs, **options)
+    kinds = {"transformer": networks.Transformer, "unet": networks.UNet, "lstm": networks.LSTM}
+    second = isinstance(config.method, Shortcut)
+    return kinds[config.network.kind](channels, second_time=second, rngs=rngs, **options)
 
 
 def _causal(config: Config, condition_hop: int, rngs: nnx.Rngs, options: dict) -> networks.CausalWaveNet:

@@ -385,7 +385,6 @@ def _features(command: Features) -> int:
 
 
 def _info(command: Info) -> int:
-    from .networks import count_params
     from .pipeline import load
 
     p = load(command.directory)
@@ -396,7 +395,7 @@ def _info(command: Info) -> int:
         "run": command.directory,
         "checkpoint": f"step {p.step} of {config.train.steps}, sha256 {p.fingerprint}",
         "task": config.task.kind,
-        "network": f"{config.network.kind}, {count_params(p.params):,} parameters",
+        "network": config.network.kind,
         "representation": f"{config.representation.kind}, {p.model.features} features a frame, "
         f"{p.sample_rate / p.model.representation.hop_length:g} frames/s",
         "data": f"{config.data.path}, {p.sample_rate} Hz, crops of {config.data.seconds:g} s",
@@ -406,5 +405,5 @@ def _info(command: Info) -> int:
     }
     for name, value in rows.items():
         _out.print(f"{name:15s} {value}", markup=False)
-    _out.print("\n" + to_yaml(config), markup=False)
+    _out.print(f"\n{p.summary()}\n\n{to_yaml(config)}", markup=False)
     return 0

@@ -111,6 +111,37 @@ class Transformer:
     dropout: float = 0.0
     label_dropout: float = 0.1
     absolute_positions: bool = False
+    window: int | None = None  # frames on either side that a frame attends to; none: all
+    dilation_cycle: int = 0  # above 0 every block begins with a dilated convolution
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    remat: bool = False
+
+
+@dataclass(frozen=True)
+class UNet:
+    """1-D U-Net, halving the frame rate from level to level."""
+
+    kind: Literal["unet"] = "unet"
+    width: int = 128
+    levels: int = 3
+    blocks: int = 2
+    attention_levels: int = 1
+    heads: int = 4
+    label_dropout: float = 0.1
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    remat: bool = False
+
+
+@dataclass(frozen=True)
+class LSTM:
+    """Stacked long short-term memory: a baseline."""
+
+    kind: Literal["lstm"] = "lstm"
+    width: int = 256
+    depth: int = 2
+    bidirectional: bool = False
+    label_dropout: float = 0.1
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
     remat: bool = False
 
 
@@ -309,7 +340,7 @@ class Config:
     task: Generation | Vocoding = field(default_factory=Generation)
     representation: CompressedStft | Patches | LogMel = field(default_factory=CompressedStft)
     normalize: Normalize = field(default_factory=Normalize)
-    network: WaveNet | Transformer | CausalWaveNet = field(default_factory=WaveNet)
+    network: WaveNet | Transformer | UNet | LSTM | CausalWaveNet = field(default_factory=WaveNet)
     method: Diffusion | Shortcut | Autoregression | Regression = field(default_factory=Diffusion)
     train: Train = field(default_factory=Train)
     sampling: Sampling = field(default_factory=Sampling)

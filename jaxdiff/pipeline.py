@@ -25,6 +25,7 @@ from jaxdiff.diffusion import Denoiser, time_grid
 from jaxdiff.features import Normalization, chain, normalize
 from jaxdiff.grids import read_grid
 from jaxdiff.methods import Model
+from jaxdiff.networks import Summary, summarize
 from jaxdiff.training import checkpoints
 from jaxdiff.training.ema import reconstruct
 
@@ -108,6 +109,21 @@ class Pipeline:
         labels = np.array([self.label_index(None, i) for i in index], np.int32)
         waves = self._sources(None, int(max(index)) + 1, samples)[index]
         return _item_keys(jax.random.key(seed), index), {"wave": waves, "label": labels}
+
+    def summary(self) -> Summary:
+        """Layers, parameters, receptive field and operations of the network, on one training crop."""
+        samples = configuration.crop_samples(self.config)
+        batch = {
+            "wave": jax.ShapeDtypeStruct((1, samples), jnp.float32),
+            "label": jax.ShapeDtypeStruct((1,), jnp.int32),
+        }
+        cond = jax.eval_shape(self.model.task.condition, batch)
+        frames = jax.eval_shape(self.model.representation.encode, batch["wave"]).shape[1]
+        inputs = None
+        if isinstance(self.config.method, configuration.Autoregression):
+            inputs = (jax.eval_shape(build.output(self.config).encode, batch["wave"]), cond)
+        rate, network = frames / samples * self.sample_rate, nnx.merge(self.model.graphdef, self.params)
+        return summarize(network, self.model.features, frames, rate, cond, inputs=inputs)
 
     def sampling(self, **wanted: str | int | float | None) -> Sampling:
         """The values `wanted`, the configuration's where they are None; raises ConfigError for those without a use."""

@@ -85,7 +85,15 @@ def test_info_shows_the_model(trained, capsys):
         main(["info", str(trained)])
     text = capsys.readouterr().out
     assert stop.value.code == 0
-    for part in ("transformer", "parameters", "bar, bow, flute", "step 3 of 3", "125 frames/s"):
+    for part in (
+        "transformer",
+        "modulation",
+        "receptive field",
+        "GFLOP",
+        "bar, bow, flute",
+        "step 3 of 3",
+        "125 frames/s",
+    ):
         assert part in text
 
 

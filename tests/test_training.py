@@ -226,11 +226,14 @@ def test_class_change_is_refused_on_resume(folder, tmp_path):
         runs.run(small(copy, steps=2), tmp_path / "w", report=lambda _: None)
 
 
-@pytest.mark.parametrize("name", ["quickstart", "one_shots", "diffwave"])
+@pytest.mark.parametrize("name", ["quickstart", "one_shots", "few_step", "diffwave", "wavenet", "lstm_baseline"])
 def test_shipped_configurations_train_and_generate_in_two_tiny_steps(name, folder, tmp_path):
     path = configuration.Path(__file__).parent.parent / "configs" / f"{name}.yaml"
     tiny = {"data.path": str(folder), "train.steps": "2", "train.batch": "2", "train.sample_every": "0",
             "normalize.crops": "16", "sampling.steps": "2"}  # fmt: skip
+    if name in ("few_step", "wavenet", "lstm_baseline"):
+        tiny |= {"network.depth" if name != "wavenet" else "network.layers": "1", "network.label_dropout": "0.1"}
+        tiny |= {"data.seconds": "0.128"}
     if name == "diffwave":
         tiny |= {"network.layers": "3", "network.channels": "8", "data.seconds": "0.0928798"}
     runs.run(configuration.load_config(path, tiny), tmp_path, report=lambda _: None)

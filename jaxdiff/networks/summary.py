@@ -42,11 +42,18 @@ class Summary(NamedTuple):
 
 
 def summarize(
-    network: nnx.Module, features: int, frames: int, frame_rate: float, cond: Condition = Condition()
+    network: nnx.Module,
+    features: int,
+    frames: int,
+    frame_rate: float,
+    cond: Condition = Condition(),
+    *,
+    inputs: tuple | None = None,
 ) -> Summary:
     """The summary of `network` on one item of `frames` frames of `features` at `frame_rate` Hz.
 
-    `cond` gives the shapes of what is known. The network may be abstract (`nnx.eval_shape`), the condition of
+    `cond` gives the shapes of what is known; `inputs` those of a call that is not `network(x_t, t, cond)`.
+    The network may be abstract (`nnx.eval_shape`), the condition of
     `jax.ShapeDtypeStruct`s. Attention costs more per second for longer items, so `frames` matters there.
     """
     graphdef, params = nnx.split(network)
@@ -58,7 +65,8 @@ def summarize(
         rows[name] = Row(name, _kind(network, keys), before + int(np.prod(leaf.shape)))
     x = jax.ShapeDtypeStruct((1, frames, features), jnp.float32)
     t = jax.ShapeDtypeStruct((1,), jnp.float32)
-    per_call = flops(lambda params, x, t, cond: nnx.merge(graphdef, params)(x, t, cond), params, x, t, cond)
+    inputs = (x, t, cond) if inputs is None else inputs
+    per_call = flops(lambda params, *inputs: nnx.merge(graphdef, params)(*inputs), params, *inputs)
     reach = network.receptive_field
     return Summary(
         tuple(rows.values()),
