@@ -69,10 +69,10 @@ def _attend(q: Array, k: Array, v: Array, seen: Array | None) -> Array:
     """Attention to the keys `seen` [batch or 1, queries, keys]; on a CPU with heads before frames, twice as fast."""
 
     def heads_first(q: Array, k: Array, v: Array) -> Array:
-        q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
-        scores = jnp.einsum("bhqc,bhkc->bhqk", q, k, preferred_element_type=jnp.float32) / np.sqrt(q.shape[-1])
+        q, k, v = (x.swapaxes(1, 2) for x in (q * float(1 / np.sqrt(q.shape[-1])), k, v))
+        scores = jnp.einsum("bhqc,bhkc->bhqk", q, k, preferred_element_type=jnp.float32)
         scores = scores if seen is None else jnp.where(seen[:, None], scores, -1e30)
-        weights = jax.nn.softmax(scores.astype(jnp.float32), axis=-1).astype(v.dtype)
+        weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
         return jnp.einsum("bhqk,bhkc->bhqc", weights, v, preferred_element_type=jnp.float32).swapaxes(1, 2)
 
     def any_device(q: Array, k: Array, v: Array) -> Array:
