@@ -339,6 +339,7 @@ def _search_schedule(command: SearchSchedule) -> int:
 
     pipeline = load(command.directory)
     options = dict(sampler=command.sampler, count=command.count, seed=command.seed, iterations=command.iterations)
+    _out.print(f"searching: {command.iterations} steps of descent on {command.count} sounds, compilation first")
     grid = grids.search(pipeline, steps=command.steps, **options)
     path = grids.write_grid(command.directory, grid)
     _out.print(" ".join(f"{t:.4f}" for t in grid.times), markup=False)
