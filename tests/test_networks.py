@@ -130,7 +130,8 @@ def diffwave(network, x, t, frames=None, label=None):
         return x @ kernel + bias
 
     silu = lambda x: x * sigmoid(x)  # noqa: E731
-    table = (10.0 ** (np.arange(64, dtype=np.float32) * 4.0 / 63.0)).astype(np.float64)  # float32, as DiffWave's
+    exponents = (np.arange(64, dtype=np.float32) * np.float32(4) / np.float32(63)).astype(np.float64)
+    table = (10.0**exponents).astype(np.float32).astype(np.float64)  # rounded to float32 twice, as DiffWave's
     angle = (np.float64(t) * network.diffusion_steps - 1) * table
     e = np.concatenate([np.sin(angle), np.cos(angle)])
     e = silu(affine(network.step_2, silu(affine(network.step_1, e))))

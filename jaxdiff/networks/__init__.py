@@ -1,6 +1,7 @@
 """Networks that learn features of sound: `network(x_t, t, cond, rngs=None)`, Flax NNX modules."""
 
 from .causal import CausalWaveNet as CausalWaveNet
+from .convert import convert_diffwave as convert_diffwave
 from .layers import Condition as Condition
 from .layers import count_params as count_params
 from .lstm import LSTM as LSTM

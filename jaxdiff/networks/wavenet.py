@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 
 from .layers import Condition, LabelEmbedding, scan_layers, sinusoids, stack
 
-_STRIDES = {16: (4, 4), 64: (8, 8), 128: (16, 8), 256: (16, 16), 512: (32, 16)}
+UPSAMPLER_STRIDES = {16: (4, 4), 64: (8, 8), 128: (16, 8), 256: (16, 16), 512: (32, 16)}
 
 
 def _he(rngs: nnx.Rngs, *shape: int) -> nnx.Param:
@@ -51,9 +51,11 @@ class Upsampler(nnx.Module):
     """
 
     def __init__(self, hop: int, *, weight_norm: bool = False, rngs: nnx.Rngs):
-        if hop not in _STRIDES:
-            raise ValueError(f"condition_hop {hop} has no upsampler; use 1 (frames line up) or one of {list(_STRIDES)}")
-        self.strides = _STRIDES[hop]
+        if hop not in UPSAMPLER_STRIDES:
+            raise ValueError(
+                f"condition_hop {hop} has no upsampler; use 1 (frames line up) or one of {list(UPSAMPLER_STRIDES)}"
+            )
+        self.strides = UPSAMPLER_STRIDES[hop]
         bound = [1 / np.sqrt(3 * 2 * s) for s in self.strides]  # PyTorch's default for transposed convolutions
         draw = lambda s, b: jax.random.uniform(rngs.params(), (3, 2 * s), minval=-b, maxval=b)  # noqa: E731
         self.kernels = nnx.List([nnx.Param(draw(s, b)) for s, b in zip(self.strides, bound, strict=True)])
@@ -180,8 +182,12 @@ class WaveNet(nnx.Module):
         *,
         rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "batch frames features"]:
-        frequencies = 10.0 ** (np.arange(64, dtype=np.float32) * np.float32(4) / np.float32(63))
-        e = sinusoids(t * self.diffusion_steps - 1, frequencies)
+        exponents = np.arange(64, dtype=np.float32) * np.float32(4) / np.float32(63)
+        frequencies = (10.0 ** exponents.astype(np.float64)).astype(np.float32)  # rounded where DiffWave's are
+        position = t * self.diffusion_steps - 1
+        whole = jnp.round(position)  # the float32 of step / steps is off by up to 0.04 rad at the highest frequency
+        on_step = jnp.abs(position - whole) < 2.4e-7 * self.diffusion_steps
+        e = sinusoids(position + jax.lax.stop_gradient(jnp.where(on_step, whole - position, 0)), frequencies)
         e = jax.nn.silu(self.step_2(jax.nn.silu(self.step_1(e))))
         if self.label is not None:
             e = e + self.label(cond.label, len(x_t), rngs=rngs)
