@@ -118,7 +118,7 @@ def mixture_of_logistics(count: int = 10, min_log_scale: float = -9.0, bits: int
         k = jnp.minimum((cumulative <= u[..., :1] * cumulative[..., -1:]).sum(-1), count - 1)[..., None]
         mean, log_scale = (jnp.take_along_axis(a, k, axis=-1)[..., 0] for a in (mean, log_scale))
         y = mean + temperature * jnp.exp(log_scale) * (jnp.log(u[..., 1]) - jnp.log1p(-u[..., 1]))
-        return jnp.clip(y, -1, 1)
+        return encode(y)
 
     def encode(y: Array) -> Array:
         return (jnp.round((jnp.clip(y, -1, 1) + 1) / (2 * half)) * (2 * half) - 1).astype(y.dtype)
@@ -150,7 +150,7 @@ def generate(
 
     `temperature` below 1 makes the likely more likely.
     """
-    step, cache = network.incremental(cond, len(keys))
+    step, cache = network.incremental(cond, len(keys), samples)
     dtype = jnp.int32 if output.levels else jnp.float32
     silence = jnp.full(len(keys), network.silence, dtype)
 

@@ -14,6 +14,9 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # workers inherit it from the
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jaxdiff-tests-")
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+os.environ["NUMBA_CACHE_DIR"] = os.path.join(  # librosa's: two workers that write one cache can crash on it
+    os.environ["JAX_COMPILATION_CACHE_DIR"], "numba-" + os.environ.get("PYTEST_XDIST_WORKER", "alone")
+)
 os.environ.setdefault("MPLBACKEND", "Agg")
 sys.path.insert(0, str(Path(__file__).parent))  # so that the tests find oracles.py under any import mode
 install_import_hook(  # with PEP 484's rule that an int is a good float

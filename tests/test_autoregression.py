@@ -84,6 +84,14 @@ def test_likelihood_is_the_sum_of_conditionals_that_each_see_the_past_alone(name
     assert max_relative(ours, total) <= 1e-6
 
 
+def test_too_few_condition_frames_are_refused():
+    graphdef, params, output, cond = parts("gaussian", True)
+    network, x = nnx.merge(graphdef, params), jnp.zeros((2, 26))
+    for call in (lambda: network(x, cond), lambda: network.incremental(cond, 2, 26)):
+        with pytest.raises(ValueError, match="26 samples need 6 condition frames of 5 samples, got 5"):
+            call()
+
+
 def test_output_n_sees_exactly_the_receptive_field_before_n():
     graphdef, params, output, _ = parts("gaussian")
     reach = nnx.merge(graphdef, params).receptive_field
@@ -160,7 +168,9 @@ def test_draws_follow_their_distribution(temperature):
     one = ar.gaussian().sample(jnp.broadcast_to(jnp.array([0.1, -2.0]), (20_000, 2)), u, temperature)
     assert scipy.stats.kstest(one, "norm", (0.1, temperature * np.exp(-2))).statistic < 0.012
     params = jnp.broadcast_to(jnp.array([9.0, -9.0, 0.1, 0.9, -3.0, 0.0]), (20_000, 6))
-    mixed = ar.mixture_of_logistics(2).sample(params, u, temperature)
+    output = ar.mixture_of_logistics(2)
+    mixed = output.sample(params, u, temperature)
+    np.testing.assert_allclose(output.encode(mixed), mixed, atol=1e-6)  # what is drawn is what is scored
     assert scipy.stats.kstest(mixed, "logistic", (0.1, temperature * np.exp(-3))).statistic < 0.012
 
 

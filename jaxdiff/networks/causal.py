@@ -57,6 +57,7 @@ class CausalWaveNet(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.levels, self.channels, self.condition_hop, self.remat = levels, channels, condition_hop, remat
+        self.takes_frames = condition_features > 0
         self.dilations = tuple(2 ** (i % dilation_cycle) for i in range(layers))
         skip_channels = channels if skip_channels is None else skip_channels
         table = jax.random.normal(rngs.params(), (levels or 1, channels))
@@ -82,7 +83,7 @@ class CausalWaveNet(nnx.Module):
     ) -> Float[Array, "batch samples outputs"]:
         batch, samples = x.shape
         before = jnp.concatenate([jnp.full((batch, 1), self.silence, x.dtype), x[:, :-1]], axis=1)
-        frames, reach = self._frames(cond, batch, rngs), max(self.dilations)
+        frames, reach = self._frames(cond, batch, samples, rngs), max(self.dilations)
 
         def apply(layer: CausalLayer, carry: tuple[Array, Array], dilation: Array):
             h, total = carry
@@ -99,15 +100,15 @@ class CausalWaveNet(nnx.Module):
         (_, total), _ = scan_layers(self.layers, apply, start, jnp.asarray(self.dilations), remat=self.remat)
         return self._head(total)
 
-    def incremental(self, cond: Condition, batch: int) -> tuple[Callable, Array]:
-        """`step, cache`, where `step(cache, before [batch], n) -> cache, outputs [batch, outputs]` for n = 0, 1, 2 ...
+    def incremental(self, cond: Condition, batch: int, samples: int) -> tuple[Callable, Array]:
+        """`step, cache`, where `step(cache, before [batch], n) -> cache, outputs [batch, outputs]` for n < `samples`.
 
         `before` is sample n - 1, and `silence` for n = 0.
         """
         layers, count = self.layers, len(self.dilations)
         offset = np.concatenate([[0], np.cumsum(self.dilations)[:-1]]).astype(np.int32)
         bias = layers.past.bias[...] + layers.present.bias[...]
-        frames = self._frames(cond, batch, None)
+        frames = self._frames(cond, batch, samples, None)
         constant = bias[:, None]
         if layers.condition is not None and frames is not None:
             c = jnp.einsum("bfc,lcd->flbd", frames, layers.condition.kernel[...])
@@ -119,7 +120,7 @@ class CausalWaveNet(nnx.Module):
 
         def step(cache: Array, before: Array, n: Array) -> tuple[Array, Array]:
             at = offset + n % np.asarray(self.dilations, np.int32)
-            old, frame = cache[at], jnp.minimum(n // self.condition_hop, len(constant) - 1)
+            old, frame = cache[at], n // self.condition_hop if self.takes_frames else 0
             given = constant if constant.ndim == 3 else constant[frame]
             h, inputs, gated = self._embed(before), [], []
             for i in range(count):
@@ -136,8 +137,14 @@ class CausalWaveNet(nnx.Module):
         table = self.embedding[...]
         return table[x] if self.levels else x[..., None] * table[0]
 
-    def _frames(self, cond: Condition, batch: int, rngs: nnx.Rngs | None) -> Array | None:
+    def _frames(self, cond: Condition, batch: int, samples: int, rngs: nnx.Rngs | None) -> Array | None:
         """Condition frames and class side by side, [batch, frames, channels]; one frame where there is only a class."""
+        frames = 0 if cond.frames is None else cond.frames.shape[1]
+        if self.takes_frames and frames * self.condition_hop < samples:
+            raise ValueError(
+                f"{samples} samples need {-(-samples // self.condition_hop)} condition frames of {self.condition_hop} "
+                f"samples, got {frames}; give the condition of the whole sound"
+            )
         if self.label is None:
             return cond.frames
         label = self.label(cond.label, batch, rngs=rngs)[:, None]
