@@ -13,11 +13,13 @@ from jaxtyping import Array
 
 from jaxdiff import autoregression, diffusion, features, networks, tasks, training
 from jaxdiff.config import (
+    Adversarial,
     Autoregression,
     CausalWaveNet,
     CompressedStft,
     Config,
     ConfigError,
+    ConvNeXt,
     Generation,
     LogMel,
     Patches,
@@ -32,6 +34,8 @@ from jaxdiff.diffusion import Denoiser, Guidance, Sampler, Schedule, Weight
 from jaxdiff.diffusion.objectives import SampleTimes
 from jaxdiff.features import Representation
 from jaxdiff.tasks import Task
+
+_RESOLUTIONS = ((1024, 256, 1024), (512, 128, 512), (256, 64, 256))  # n_fft, hop, window of a generator's distance
 
 
 def crop(config: Config) -> Crop:
@@ -62,19 +66,29 @@ def network(config: Config, channels: int, num_classes: int, rngs: nnx.Rngs) -> 
     if isinstance(config.method, Autoregression) or isinstance(config.network, CausalWaveNet):
         return _causal(config, vocoding.hop_length if vocoding else 1, rngs, options)
     frames_per_condition = vocoding.hop_length // hop_length(config) if vocoding else 1
+    second = isinstance(config.method, Shortcut) or getattr(config.method, "jumps", False)
+    if isinstance(config.network, ConvNeXt):
+        options["zero_output"] = not isinstance(config.method, Adversarial)
+    elif isinstance(config.method, Adversarial) and config.train.init is None:
+        raise ConfigError(
+            f"network.kind {config.network.kind} begins at silence, where spectral distances have no gradient; use "
+            f"convnext, or train.init for the weights of another method"
+        )
     if isinstance(config.network, WaveNet):
-        if isinstance(config.method, Shortcut):
-            raise ConfigError(
-                "method shortcut needs a network of two times, got wavenet; use transformer, unet or lstm"
-            )
+        if second:
+            raise ConfigError("jumps need a network of two times, got wavenet; use transformer, unet, convnext or lstm")
         return networks.WaveNet(channels, condition_hop=frames_per_condition, rngs=rngs, **options)
     if frames_per_condition != 1:
         raise ConfigError(
             f"network.kind {config.network.kind} needs one condition frame per network frame, got "
             f"{frames_per_condition} network frames to each; set task.hop_length to {hop_length(config)} or use wavenet"
         )
-    kinds = {"transformer": networks.Transformer, "unet": networks.UNet, "lstm": networks.LSTM}
-    second = isinstance(config.method, Shortcut)
+    kinds = {
+        "transformer": networks.Transformer,
+        "unet": networks.UNet,
+        "convnext": networks.ConvNeXt,
+        "lstm": networks.LSTM,
+    }
     return kinds[config.network.kind](channels, second_time=second, rngs=rngs, **options)
 
 
@@ -108,8 +122,20 @@ def task(config: Config, representation: Representation, num_classes: int) -> Ta
         case Generation():
             return tasks.generation(representation, num_classes, flip_polarity=config.data.flip_polarity)
         case Vocoding(n_fft=n_fft, hop_length=hop, n_mels=n_mels, fmax=fmax):
-            sizes = dict(n_fft=n_fft, hop_length=hop, n_mels=n_mels, fmax=fmax)
-            return tasks.vocoding(representation, sr=config.data.sample_rate, **sizes)
+            mel = dict(sr=config.data.sample_rate, n_fft=n_fft, n_mels=n_mels, fmax=fmax)
+            return tasks.vocoding(representation, hop_length=hop, envelope=_envelope(config, mel), **mel)
+
+
+def _envelope(config: Config, mel: dict) -> Callable | None:
+    if not config.task.envelope:
+        return None
+    r, normalized = config.representation, config.normalize.enabled
+    if not isinstance(r, CompressedStft) or normalized or r.hop_length != config.task.hop_length:
+        raise ConfigError(
+            f"task.envelope needs representation compressed_stft of the task's hop and normalize.enabled no, got "
+            f"{r.kind} of hop {hop_length(config)} and {normalized}; set all three"
+        )
+    return tasks.spectral_envelope(stft_n_fft=r.n_fft, exponent=r.exponent, **mel)
 
 
 def schedule(config: Config) -> Schedule | None:
@@ -156,8 +182,8 @@ def weight(config: Config) -> Weight | None:
     return diffusion.weight_for(prediction, weights[d.weight], sigma_data)
 
 
-def auxiliary(config: Config, representation: Representation) -> Callable | None:
-    """`(x0_hat, x0) -> [batch]`: how far the decoded sounds are apart."""
+def auxiliary(config: Config, task: Task) -> Callable | None:
+    """`(x0_hat, x0, cond) -> [batch]`: how far the decoded sounds are apart."""
     d, sr = config.method, config.data.sample_rate
     if d.auxiliary == "none":
         return None
@@ -170,7 +196,18 @@ def auxiliary(config: Config, representation: Representation) -> Callable | None
         "stft": features.multi_resolution_stft_loss,
         "mel": functools.partial(features.mel_loss, sr=sr),
     }[d.auxiliary]
-    return lambda x0_hat, x0: d.auxiliary_weight * distance(representation.decode(x0_hat), representation.decode(x0))
+    return lambda x0_hat, x0, cond: d.auxiliary_weight * distance(task.decode(x0_hat, cond), task.decode(x0, cond))
+
+
+def distance(config: Config) -> Callable:
+    """`(made, real) -> [batch]`: what a generator learns by beside its discriminators."""
+    m, sr = config.method, config.data.sample_rate
+
+    def apart(made: Array, real: Array) -> Array:
+        spectral = features.multi_resolution_stft_loss(made, real, resolutions=_RESOLUTIONS)
+        return m.stft_weight * spectral + m.mel_weight * features.mel_loss(made, real, sr=sr)
+
+    return apart
 
 
 def sampler(name: str) -> Sampler:
@@ -195,3 +232,14 @@ def guidance(config: Config) -> Guidance:
 def optimizer(config: Config) -> optax.GradientTransformation:
     t = config.train
     return training.make_optimizer(t.learning_rate, t.steps, warmup=t.warmup, weight_decay=t.weight_decay)
+
+
+def optimizers(config: Config) -> dict[str, optax.GradientTransformation]:
+    """Of both players of method adversarial, betas 0.8 and 0.99 as HiFi-GAN's."""
+    t, m = config.train, config.method
+    shared = dict(warmup=t.warmup, weight_decay=t.weight_decay, b1=0.8)
+    later = round((1 - m.begin) * t.steps)
+    return {
+        "generator": training.make_optimizer(t.learning_rate, t.steps, **shared),
+        "discriminators": training.make_optimizer(m.learning_rate, later, **shared),
+    }

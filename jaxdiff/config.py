@@ -133,6 +133,21 @@ class UNet:
 
 
 @dataclass(frozen=True)
+class ConvNeXt:
+    """Depthwise convolutions over frames, as in Vocos."""
+
+    kind: Literal["convnext"] = "convnext"
+    width: int = 256
+    depth: int = 8
+    kernel: int = 7
+    expansion: int = 3
+    dilation_cycle: int = 1
+    label_dropout: float = 0.1
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    remat: bool = False
+
+
+@dataclass(frozen=True)
 class LSTM:
     """Stacked long short-term memory: a baseline."""
 
@@ -245,6 +260,7 @@ class Vocoding:
     hop_length: int = 256
     n_mels: int = 80
     fmax: float | None = None
+    envelope: bool = False  # divide compressed_stft by the mel's magnitudes, so that noise is shaped as the sound
 
 
 # Methods: what is trained, and how sound comes of it.
@@ -302,6 +318,26 @@ class Regression:
 
 
 @dataclass(frozen=True)
+class Adversarial:
+    """A generator against discriminators; it makes sound from noise and the condition in `steps` Euler steps."""
+
+    kind: Literal["adversarial"] = "adversarial"
+    schedule: Cosine | Sigmoid | LinearBeta | VP | VE | EDM | RectifiedFlow = field(default_factory=RectifiedFlow)
+    steps: int = 1  # above 1 the generator is a diffusion model's whole sampler: for fine-tuning, see train.init
+    jumps: bool = False  # the steps are those of method shortcut
+    game: Literal["least_squares", "hinge"] = "least_squares"
+    begin: float = 0.5  # the share of the steps before, in which it learns by the distance to the real sound alone
+    ramp: float = 0.02  # the share in which the discriminators' part then grows to its weight
+    learning_rate: float = 2e-4  # of the discriminators
+    period_width: int = 32
+    spectral_width: int = 32
+    adversarial_weight: float = 1.0
+    feature_weight: float = 2.0
+    stft_weight: float = 5.0
+    mel_weight: float = 15.0
+
+
+@dataclass(frozen=True)
 class Train:
     """Length, optimiser and intervals (in steps; 0 is never)."""
 
@@ -313,6 +349,7 @@ class Train:
     ema_decay: float = 0.999
     posthoc_ema: bool = False  # keep snapshots from which averages of any length can be made afterwards
     seed: int = 0
+    init: str | None = None  # a run whose averaged weights to begin with
     log_every: int = 20
     sample_every: int = 1000
     save_every: int = 1000
@@ -340,8 +377,8 @@ class Config:
     task: Generation | Vocoding = field(default_factory=Generation)
     representation: CompressedStft | Patches | LogMel = field(default_factory=CompressedStft)
     normalize: Normalize = field(default_factory=Normalize)
-    network: WaveNet | Transformer | UNet | LSTM | CausalWaveNet = field(default_factory=WaveNet)
-    method: Diffusion | Shortcut | Autoregression | Regression = field(default_factory=Diffusion)
+    network: WaveNet | Transformer | UNet | ConvNeXt | LSTM | CausalWaveNet = field(default_factory=WaveNet)
+    method: Diffusion | Shortcut | Autoregression | Regression | Adversarial = field(default_factory=Diffusion)
     train: Train = field(default_factory=Train)
     sampling: Sampling = field(default_factory=Sampling)
 

@@ -1,6 +1,7 @@
 """What a method trains, and the program that makes sound with what it trained.
 
-A method is two functions of a configuration: `objective`, the loss inside the train step, and `generate`, one jitted
+A method is three functions of a configuration: `init_state`, `train_step` (for most methods the common one with an
+`objective` in it) and `generate`, one jitted
 
     generate(params, keys, batch, times, scale) -> wave [batch, samples]
 
@@ -17,20 +18,21 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array
 
-from jaxdiff import autoregression, build, diffusion
-from jaxdiff.config import Autoregression, Config, ConfigError, Diffusion, Regression, Shortcut
+from jaxdiff import adversarial, autoregression, build, diffusion, training
+from jaxdiff.config import Adversarial, Autoregression, Config, ConfigError, Diffusion, Regression, Shortcut
 from jaxdiff.data.pipeline import Batch
 from jaxdiff.diffusion import Denoiser, Schedule
 from jaxdiff.features import Representation
-from jaxdiff.networks import Condition
+from jaxdiff.networks import Condition, Discriminators
 from jaxdiff.tasks import Example, Task
-from jaxdiff.training import Context, Objective
+from jaxdiff.training import Context, Objective, TrainState
 
 OPTIONS: dict[str, tuple[str, ...]] = {  # of sampling, that a method has a use for
     "diffusion": ("sampler", "steps", "spacing", "guidance"),
     "shortcut": ("steps",),
     "autoregression": ("temperature",),
     "regression": (),
+    "adversarial": (),
 }
 
 Generate = Callable[[Any, Array, Batch, Array, Array], Array]
@@ -46,16 +48,58 @@ class Model(NamedTuple):
     features: int
 
 
-def objective(config: Config, representation: Representation) -> Objective:
+def init_state(config: Config, params: Any, key: Array) -> TrainState:
+    """Step 0 with the network's `params`."""
+    if not isinstance(config.method, Adversarial):
+        return training.init_state(params, build.optimizer(config), key, posthoc_ema=config.train.posthoc_ema)
+    if config.train.posthoc_ema:
+        raise ConfigError("train.posthoc_ema: method adversarial keeps one average; leave it away")
+    critics = nnx.to_pure_dict(nnx.split(_discriminators(config, key))[1])
+    return adversarial.init_state(params, critics, build.optimizers(config), key)
+
+
+def train_step(config: Config, model: Model) -> Callable:
+    """`(state, batch) -> (state, metrics)`, one program."""
+    if not isinstance(config.method, Adversarial):
+        options = dict(ema_decay=config.train.ema_decay)
+        loss, optimizer = objective(config, model.task), build.optimizer(config)
+        return training.make_train_step(model.graphdef, model.task, loss, optimizer, **options)
+    m, steps = config.method, config.train.steps
+    critics = nnx.split(nnx.eval_shape(lambda: _discriminators(config, jax.random.key(0))))[0]
+
+    def make(network: Callable, example: Example, key: Array) -> Array:
+        keys = jax.random.split(key, len(example.x0))
+        return _unrolled(config, model, network, example.cond, example.x0.shape, keys)
+
+    def judge(params: Any, wave: Array) -> list:
+        return nnx.merge(critics, params)(wave, adversarial.magnitudes(wave))
+
+    return adversarial.make_adversarial_step(
+        model.graphdef,
+        model.task,
+        make,
+        judge,
+        build.distance(config),
+        build.optimizers(config),
+        game=m.game,
+        begin=round(m.begin * steps),
+        ramp=max(1, round(m.ramp * steps)),
+        adversarial_weight=m.adversarial_weight,
+        feature_weight=m.feature_weight,
+        ema_decay=config.train.ema_decay,
+    )
+
+
+def objective(config: Config, task: Task) -> Objective:
     match config.method:
         case Diffusion():
-            return _diffusion_objective(config, representation)
+            return _diffusion_objective(config, task)
         case Shortcut():
             return _shortcut_objective(config)
         case Autoregression():
             return _likelihood_objective(config)
         case Regression():
-            return _regression_objective(config, representation)
+            return _regression_objective(config, task)
 
 
 def generate(config: Config, model: Model, sampler: str | None, guided: bool) -> Generate:
@@ -64,17 +108,17 @@ def generate(config: Config, model: Model, sampler: str | None, guided: bool) ->
         case Diffusion():
             sample, make = build.sampler(sampler), make_denoiser(config, model, guided)
             return jax.jit(
-                lambda params, keys, batch, times, scale: model.representation.decode(
-                    sample(make(params, batch, scale), model.schedule, _start(model, keys, batch), times, keys)
+                lambda params, keys, batch, times, scale: model.task.decode(
+                    sample(make(params, batch, scale), model.schedule, _start(model, keys, batch), times, keys),
+                    model.task.condition(batch),
                 )
             )
         case Shortcut(levels=levels):
 
             def jump(params, keys, batch, times, scale):
-                network = nnx.merge(model.graphdef, params)
-                jumps = diffusion.flow_map(network, model.task.condition(batch), 0.5**levels)
-                x_T = _start(model, keys, batch)
-                return model.representation.decode(diffusion.flow_map_sampler(jumps, model.schedule, x_T, times, keys))
+                network, cond = nnx.merge(model.graphdef, params), model.task.condition(batch)
+                jumps, x_T = diffusion.flow_map(network, cond, 0.5**levels), _start(model, keys, batch)
+                return model.task.decode(diffusion.flow_map_sampler(jumps, model.schedule, x_T, times, keys), cond)
 
             return jax.jit(jump)
         case Autoregression():
@@ -84,16 +128,23 @@ def generate(config: Config, model: Model, sampler: str | None, guided: bool) ->
                 network, samples = nnx.merge(model.graphdef, params), batch["wave"].shape[-1]
                 cond = model.task.condition(batch)
                 wave = autoregression.generate(network, output, keys, cond, samples, temperature=scale)
-                return model.representation.decode(wave[..., None])
+                return model.task.decode(wave[..., None], cond)
 
             return jax.jit(sample)
         case Regression():
 
             def regress(params, keys, batch, times, scale):
-                network = nnx.merge(model.graphdef, params)
-                return model.representation.decode(_mean(network, _shape(model, batch), model.task.condition(batch)))
+                network, cond = nnx.merge(model.graphdef, params), model.task.condition(batch)
+                return model.task.decode(_mean(network, _shape(model, batch), cond), cond)
 
             return jax.jit(regress)
+        case Adversarial():
+
+            def play(params, keys, batch, times, scale):
+                network, cond = nnx.merge(model.graphdef, params), model.task.condition(batch)
+                return _unrolled(config, model, network, cond, _shape(model, batch), keys)
+
+            return jax.jit(play)
 
 
 def make_denoiser(config: Config, model: Model, guided: bool) -> Callable[[Any, Batch, Array], Denoiser]:
@@ -130,13 +181,26 @@ def _mean(network: Callable, shape: tuple[int, ...], cond: Condition) -> Array:
     return network(jnp.zeros(shape), jnp.ones(shape[0]), cond)
 
 
-def _diffusion_objective(config: Config, representation: Representation) -> Objective:
+def _unrolled(config: Config, model: Model, network: Callable, cond: Condition, shape: tuple, keys: Array) -> Array:
+    """The wave that the generator of method adversarial makes."""
+    m = config.method
+    x0 = adversarial.unrolled(network, model.schedule, cond, shape, keys, steps=m.steps, jumps=m.jumps)
+    return model.task.decode(x0, cond)
+
+
+def _discriminators(config: Config, key: Array) -> Discriminators:
+    m = config.method
+    widths = dict(period_width=m.period_width, spectral_width=m.spectral_width)
+    return Discriminators(len(adversarial.RESOLUTIONS), **widths, rngs=nnx.Rngs(jax.random.fold_in(key, 1)))
+
+
+def _diffusion_objective(config: Config, task: Task) -> Objective:
     d, levels = config.method, build.schedule(config)
     options = dict(
         prediction=d.prediction,
         weight=build.weight(config),
         sigma_data=d.sigma_data,
-        auxiliary=build.auxiliary(config, representation),
+        auxiliary=build.auxiliary(config, task),
         with_estimate=Condition.with_estimate if d.self_conditioning else None,
     )
 
@@ -189,15 +253,15 @@ def _likelihood_objective(config: Config) -> Objective:
     return loss_of
 
 
-def _regression_objective(config: Config, representation: Representation) -> Objective:
-    auxiliary = build.auxiliary(config, representation)
+def _regression_objective(config: Config, task: Task) -> Objective:
+    auxiliary = build.auxiliary(config, task)
 
     def loss_of(network, example: Example, context: Context):
         made = _mean(network, example.x0.shape, example.cond)
         loss = ((made - example.x0) ** 2).mean()
         metrics = {}
         if auxiliary is not None:
-            metrics["auxiliary"] = auxiliary(made, example.x0).mean()
+            metrics["auxiliary"] = auxiliary(made, *example).mean()
             loss = loss + metrics["auxiliary"]
         return loss, ({"loss": loss, **metrics}, context.histogram)
 

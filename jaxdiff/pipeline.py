@@ -89,6 +89,7 @@ class Pipeline:
         warnings: tuple[str, ...] = (),
     ):
         self.config, self.classes, self.params = config, classes, params
+        self.normalization = normalization
         self.step, self.fingerprint, self.directory, self.warnings = step, fingerprint, directory, warnings
         self.sample_rate = config.data.sample_rate
         self.model = build_model(config, len(classes), normalization)

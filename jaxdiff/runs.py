@@ -8,6 +8,7 @@ WORKDIR/rejected.txt     files of the corpus that cannot be used, and why
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,8 +22,8 @@ from .data.files import atomic
 from .data.pictures import write_sounds
 from .features import Normalization, fit_normalization
 from .networks import count_params
-from .pipeline import Pipeline, abstract_normalization, build_model, init_params
-from .training import Hooks, TrainState, checkpoints, init_state, make_train_step, sharding, train
+from .pipeline import Pipeline, abstract_normalization, abstract_params, build_model, init_params, load
+from .training import Hooks, TrainState, checkpoints, sharding, train
 
 SNAPSHOTS = 32  # of the averages over a whole training, for post-hoc EMA
 
@@ -47,21 +48,22 @@ def run(config: Config, workdir: Path, *, report: Callable[[str], None] = print)
     _report_corpus(corpus, workdir, report)
 
     directory, mesh = workdir / "checkpoints", sharding.data_mesh()
-    optimizer = build.optimizer(config)
     features = build_model(config, len(classes), None).features
     key = jax.random.key(config.train.seed)
 
     def fresh() -> TrainState:
-        params = init_params(config, features, len(classes), key)
-        return init_state(params, optimizer, key, posthoc_ema=config.train.posthoc_ema)
+        return methods.init_state(config, init_params(config, features, len(classes), key), key)
 
     try:
         step, problems = checkpoints.latest(directory)
     except checkpoints.CheckpointError as nothing:
         if any(directory.glob("*")):
             raise checkpoints.CheckpointError(f"{nothing}; move {directory} away to begin again") from None
-        normalization = _measure(config, corpus)
-        state = jax.jit(fresh)()
+        if config.train.init is None:
+            normalization, state = _measure(config, corpus), jax.jit(fresh)()
+        else:
+            params, normalization = _begin_with(config, features, classes)
+            state = methods.init_state(config, params, key)
     else:
         for problem in problems:
             report(f"warning: passed over {problem}")
@@ -74,14 +76,13 @@ def run(config: Config, workdir: Path, *, report: Callable[[str], None] = print)
         )
         report(f"resuming from step {step}")
     where = f"{devices} x {jax.devices()[0].platform}"
-    report(f"{config.network.kind}: {count_params(state.params):,} parameters on {where}")
+    report(f"{config.network.kind}: {count_params(state.ema_params):,} parameters on {where}")
     if int(state.step) >= config.train.steps:
         report(f"already at step {int(state.step)} of {config.train.steps}")
         return None
 
     model = build_model(config, len(classes), normalization)
-    objective = methods.objective(config, model.representation)
-    train_step = make_train_step(model.graphdef, model.task, objective, optimizer, ema_decay=config.train.ema_decay)
+    train_step = methods.train_step(config, model)
     meta = {"config": to_dict(config), "classes": list(classes), "features": features}
     hooks = Hooks(
         save=lambda state: checkpoints.save(directory, state, normalization, meta),
@@ -105,6 +106,27 @@ def run(config: Config, workdir: Path, *, report: Callable[[str], None] = print)
         snapshot_every=max(1, config.train.steps // SNAPSHOTS) if config.train.posthoc_ema else 0,
     )
     return stopped
+
+
+def _begin_with(config: Config, features: int, classes: tuple[str, ...]) -> tuple[Any, Normalization | None]:
+    """Weights and normalisation of the run `train.init`; raises ConfigError unless it makes sound of the same kind."""
+    there = load(config.train.init)
+    for name in ("task", "representation", "normalize", "network"):
+        theirs, ours = getattr(there.config, name), getattr(config, name)
+        if theirs != ours:
+            raise ConfigError(f"train.init {config.train.init}: was trained with {name} {theirs}, here it is {ours}")
+    if (there.sample_rate, there.classes) != (config.data.sample_rate, classes):
+        raise ConfigError(
+            f"train.init {config.train.init}: was trained at {there.sample_rate} Hz on classes {there.classes}, here "
+            f"are {config.data.sample_rate} Hz and {classes}"
+        )
+    shapes = jax.tree.map(lambda leaf: leaf.shape, abstract_params(config, features, len(classes)))
+    if jax.tree.map(lambda leaf: leaf.shape, there.params) != shapes:
+        raise ConfigError(
+            f"train.init {config.train.init}: method {there.config.method.kind} has other weights than method "
+            f"{config.method.kind}; jumps are learned by method shortcut (method.jumps)"
+        )
+    return there.params, there.normalization
 
 
 def _report_corpus(corpus: Corpus, workdir: Path, report: Callable[[str], None]) -> None:

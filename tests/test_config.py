@@ -110,4 +110,4 @@ def test_weights_mean_the_same_for_every_prediction(prediction, weight):
 def test_an_auxiliary_loss_needs_an_exact_decoder():
     config = from_dict({"representation": {"kind": "log_mel"}, "method": {"auxiliary": "stft"}})
     with pytest.raises(ConfigError, match="use patches or compressed_stft"):
-        methods.objective(config, build.representation(config))
+        methods.objective(config, build.task(config, build.representation(config), 0))

@@ -81,7 +81,7 @@ class Interrupt:
         import os
         import signal
 
-        real = runs.make_train_step
+        real = runs.methods.train_step
 
         def make(*args, **kwargs):
             step_function, done = real(*args, **kwargs), 0
@@ -95,7 +95,7 @@ class Interrupt:
 
             return step
 
-        monkeypatch.setattr(runs, "make_train_step", make)
+        monkeypatch.setattr(runs.methods, "train_step", make)
 
 
 def test_twenty_steps_equal_nine_stop_resume_eleven(folder, tmp_path, monkeypatch):

@@ -119,8 +119,8 @@ def bridge_loss(
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
     """Mean of |network(x_t, t, cond) - x0|^2 (Jukic et al. 2024, data prediction), averaged over elements; and metrics.
 
-    The network sees y only through `cond`. `auxiliary(x0_hat, x0) -> [batch]`, for example a distance of the decoded
-    sounds, is added with `auxiliary_weight`.
+    The network sees y only through `cond`. `auxiliary(x0_hat, x0, cond) -> [batch]`, for example a distance of the
+    decoded sounds, is added with `auxiliary_weight`.
 
     >>> zeros, key = jnp.zeros((2, 3, 1)), jax.random.key(0)
     >>> float(bridge_loss(lambda x_t, t, cond: zeros, VEBridge(), zeros + 3, zeros, None, key)[0])
@@ -133,7 +133,7 @@ def bridge_loss(
     x0_hat = network(x_t, t, cond)
     loss, metrics = ((x0_hat - x0) ** 2).mean(), {}
     if auxiliary is not None:
-        metrics["auxiliary"] = auxiliary(x0_hat, x0).mean()
+        metrics["auxiliary"] = auxiliary(x0_hat, x0, cond).mean()
         loss = loss + auxiliary_weight * metrics["auxiliary"]
     return loss, {"loss": loss, **metrics}
 

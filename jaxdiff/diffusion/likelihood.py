@@ -63,10 +63,9 @@ def log_likelihood(
         (alpha, sigma), (d_alpha, d_sigma) = jax.jvp(levels, (root,), (jnp.ones_like(root),))
         scale = jnp.sqrt(alpha**2 + sigma**2)
         rate = jnp.where(inside, (alpha * d_sigma - sigma * d_alpha) / (scale * sigma), 0)
-        x0_hat, pushed = jax.vmap(
-            lambda v: jax.jvp(lambda z: denoiser(scale * z, root**2), (z,), (v,)), out_axes=(None, 0)
-        )(directions)
-        trace = share * (directions * pushed).sum(axis=(0, *(a + 1 for a in axes)))
+        x0_hat, pull = jax.vjp(lambda z: denoiser(scale * z, root**2), z)
+        (pulled,) = jax.vmap(pull)(directions)
+        trace = share * (directions * pulled).sum(axis=(0, *(a + 1 for a in axes)))
         return rate * (alpha / scale * z - x0_hat), rate * (alpha / scale * size - trace)
 
     def step(state, roots):

@@ -145,7 +145,7 @@ def item_losses(
     losses = error.mean(axis=tuple(range(1, x0.ndim)))
     losses, metrics = losses if weight is None else losses * weight(logsnr(schedule, t)), {}
     if auxiliary is not None:
-        extra = auxiliary(to_x0(prediction, schedule, t, x_t, output, sigma_data), x0)
+        extra = auxiliary(to_x0(prediction, schedule, t, x_t, output, sigma_data), x0, cond)
         extra = extra if auxiliary_weight is None else extra * auxiliary_weight(logsnr(schedule, t))
         losses, metrics = losses + extra, {"auxiliary": extra.mean()}
     return losses, metrics
@@ -169,7 +169,7 @@ def diffusion_loss(
     """Mean over the batch of `weight(logsnr(t)) * |prediction - target|^2`, averaged over elements; and metrics.
 
     `network(x_t, t, cond)` is a training network (its dropout keys bound). `weight` None means 1. `sigma_data` belongs
-    to prediction "edm". `auxiliary(x0_hat, x0) -> [batch]` is added, times `auxiliary_weight(logsnr(t))` if given.
+    to prediction "edm". `auxiliary(x0_hat, x0, cond) -> [batch]` is added, times `auxiliary_weight(logsnr(t))` if any.
     `with_estimate(cond, x0_hat) -> cond` turns on self-conditioning (Chen et al. 2022, algorithm 1), at the price of
     one more forward pass: half of the items are given the network's first estimate, the others 0.
 

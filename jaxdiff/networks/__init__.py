@@ -2,6 +2,8 @@
 
 from .causal import CausalWaveNet as CausalWaveNet
 from .convert import convert_diffwave as convert_diffwave
+from .convnext import ConvNeXt as ConvNeXt
+from .discriminators import Discriminators as Discriminators
 from .layers import Condition as Condition
 from .layers import count_params as count_params
 from .lstm import LSTM as LSTM

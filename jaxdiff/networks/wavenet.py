@@ -6,7 +6,7 @@ the conditioner and gates:
     z = W *_d (h + e_t) + V c,      o = W' (tanh(z_1) sigmoid(z_2)),      h <- (h + o_1) / sqrt 2,      skip += o_2
 
 The layers are one `lax.scan` with the dilation as data: the three taps are slices of a zero-padded buffer and the
-convolution is one matrix product.
+convolution is one matrix product. On the CPU `dilated_stack` does the same in chunks of time.
 """
 
 import jax
@@ -15,7 +15,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from .layers import Condition, LabelEmbedding, scan_layers, sinusoids, stack
+from .dilated_stack import dilated_stack
+from .layers import Condition, LabelEmbedding, flat_product, scan_layers, sinusoids, stack
 
 UPSAMPLER_STRIDES = {16: (4, 4), 64: (8, 8), 128: (16, 8), 256: (16, 16), 512: (32, 16)}
 
@@ -36,11 +37,15 @@ class Projection(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(features_out))
         self.gain = nnx.Param(jnp.linalg.norm(self.kernel[...], axis=0)) if weight_norm else None
 
-    def __call__(self, x: Array) -> Array:
+    def weights(self) -> Array:
+        """The kernel with its gain; also of a `stack`."""
         kernel = self.kernel[...]
         if self.gain is not None:
-            kernel = kernel * (self.gain[...] / jnp.linalg.norm(kernel, axis=0))
-        return x @ kernel + self.bias[...]
+            kernel = kernel * (self.gain[...] / jnp.linalg.norm(kernel, axis=-2))[..., None, :]
+        return kernel
+
+    def __call__(self, x: Array) -> Array:
+        return x @ self.weights() + self.bias[...]
 
 
 class Upsampler(nnx.Module):
@@ -71,7 +76,8 @@ class Upsampler(nnx.Module):
             batch, frames, channels = c.shape
             wide = jnp.pad(c, ((0, 0), (0, 0), (1, 1)))
             # Across channels: a transposed convolution with padding 1 reads its kernel backwards.
-            z = sum(wide[:, :, None, 2 - k : 2 - k + channels] * kernel[k][:, None] for k in range(3))
+            near = jnp.stack([wide[:, :, 2 - k : 2 - k + channels] for k in range(3)], axis=-1)
+            z = flat_product(near, kernel).mT
             z = jnp.pad(z[:, :, :stride], ((0, 0), (0, 1), (0, 0), (0, 0))) + jnp.pad(
                 z[:, :, stride:], ((0, 0), (1, 0), (0, 0), (0, 0))
             )
@@ -192,6 +198,13 @@ class WaveNet(nnx.Module):
         if self.label is not None:
             e = e + self.label(cond.label, len(x_t), rngs=rngs)
         c = cond.frames if self.upsample is None or cond.frames is None else self.upsample(cond.frames)
+        h = jax.nn.relu(self.input(cond.beside(x_t) if self.self_conditioning else x_t))
+        chunked = jax.default_backend() == "cpu" and self.layers.upsample is None
+        total = (self._skips_chunked if chunked else self._skips)(h, e, c)
+        return self.output(jax.nn.relu(self.skip(total / np.sqrt(self.layer_count).astype(np.float32))))
+
+    def _skips(self, h: Array, e: Array, c: Array | None) -> Array:
+        """The sum of the layers' skips: the definition."""
         reach = max(self.dilations)
 
         def apply(layer, carry, dilation):
@@ -199,7 +212,18 @@ class WaveNet(nnx.Module):
             h, skip = layer(h, e, c, dilation, reach)
             return (h, total + skip), None
 
-        h = jax.nn.relu(self.input(cond.beside(x_t) if self.self_conditioning else x_t))
         start = (h, jnp.zeros_like(h))
-        (_, total), _ = scan_layers(self.layers, apply, start, jnp.asarray(self.dilations), remat=self.remat)
-        return self.output(jax.nn.relu(self.skip(total / np.sqrt(self.layer_count).astype(np.float32))))
+        return scan_layers(self.layers, apply, start, jnp.asarray(self.dilations), remat=self.remat)[0][1]
+
+    def _skips_chunked(self, h: Array, e: Array, c: Array | None) -> Array:
+        """The same in chunks of time, which the CPU does about twice as fast."""
+        layers = self.layers
+        kernel, bias = layers.dilated.weights(), layers.dilated.bias[...]
+        if layers.condition is None or c is None:
+            c = None
+        else:
+            kernel = jnp.concatenate([kernel, layers.condition.weights()], axis=1)
+            bias = bias + layers.condition.bias[...]
+        steps = jnp.einsum("be,lec->lbc", e, layers.step.kernel[...]) + layers.step.bias[...][:, None]
+        weights = (kernel, bias, layers.output.weights(), layers.output.bias[...])
+        return dilated_stack(h, steps, c, weights, jnp.asarray(self.dilations), max(self.dilations))

@@ -6,4 +6,5 @@ A task is two pure functions: `example` for training, `condition` for use. Each 
 from .examples import Example as Example
 from .examples import Task as Task
 from .generation import generation as generation
+from .vocoding import spectral_envelope as spectral_envelope
 from .vocoding import vocoding as vocoding

@@ -17,7 +17,9 @@ class Example(NamedTuple):
 
 
 class Task(NamedTuple):
-    """`example(batch, key)` makes a training example; `condition(batch)` only what is known when sampling."""
+    """`example(batch, key)` makes a training example; `condition(batch)` only what is known when sampling;
+    `decode(x0, cond)` is the sound of features."""
 
     example: Callable[[Batch, PRNGKeyArray], Example]
     condition: Callable[[Batch], Condition]
+    decode: Callable[[Array, Condition], Array]

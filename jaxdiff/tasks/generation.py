@@ -27,4 +27,4 @@ def generation(representation: Representation, num_classes: int, *, flip_polarit
             wave = wave * jax.random.rademacher(key, (len(wave), 1), wave.dtype)
         return Example(representation.encode(wave), condition(batch))
 
-    return Task(example, condition)
+    return Task(example, condition, lambda x0, cond: representation.decode(x0))

@@ -34,12 +34,18 @@ Objective = Callable[[Callable, Example, Context], tuple[Array, tuple[dict[str, 
 
 
 def make_optimizer(
-    learning_rate: float, steps: int, *, warmup: int = 500, weight_decay: float = 0.01, b2: float = 0.99
+    learning_rate: float,
+    steps: int,
+    *,
+    warmup: int = 500,
+    weight_decay: float = 0.01,
+    b1: float = 0.9,
+    b2: float = 0.99,
 ) -> optax.GradientTransformation:
     """AdamW, norm of the gradient clipped to 1, linear warm-up and cosine decay to zero over `steps`."""
     warmup = min(warmup, steps // 2)
     rate = optax.warmup_cosine_decay_schedule(learning_rate / max(1, warmup), learning_rate, warmup, max(1, steps))
-    return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, b2=b2, weight_decay=weight_decay))
+    return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, b1=b1, b2=b2, weight_decay=weight_decay))
 
 
 def make_train_step(

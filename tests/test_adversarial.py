@@ -1,0 +1,153 @@
+"""Losses against closed forms; one step moves what it should; a generator learns a distribution from its critic."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from jaxdiff import adversarial, diffusion
+from jaxdiff.diffusion import RectifiedFlow
+from jaxdiff.networks import Condition
+from jaxdiff.networks.discriminators import Judgement
+from jaxdiff.tasks import Example, Task
+
+
+def says(*logits, maps=()):
+    return [Judgement(jnp.asarray(x, jnp.float32), tuple(jnp.asarray(m, jnp.float32) for m in maps)) for x in logits]
+
+
+@pytest.mark.parametrize(("game", "d_loss", "g_loss"), [("least_squares", 2.75, 3.125), ("hinge", 1.25, 0.75)])
+def test_losses_are_the_papers(game, d_loss, g_loss):
+    real, made = says([1.5], [-1.0]), says([-1.0], [-0.5])
+    # least squares: (0.5^2 + 1 + 2^2 + 0.5^2) / 2 and (2^2 + 1.5^2) / 2; hinge: (0 + 0 + 2 + 0.5) / 2 and (1 + 0.5) / 2
+    assert float(adversarial.discriminator_loss(real, made, game)) == pytest.approx(d_loss)
+    assert float(adversarial.generator_loss(made, game)) == pytest.approx(g_loss)
+
+
+def test_feature_distance_sums_layers_and_averages_discriminators():
+    real = says([0.0], maps=([[1.0, 2.0]], [[3.0]])) + says([0.0], maps=([[1.0]],))
+    made = says([0.0], maps=([[0.0, 4.0]], [[3.5]])) + says([0.0], maps=([[5.0]],))
+    assert float(adversarial.feature_distance(real, made)) == pytest.approx(((1.5 + 0.5) + 4.0) / 2)
+
+
+class Scale(nnx.Module):
+    """x0 = a + b x: with noise for x, N(a, b^2)."""
+
+    def __init__(self):
+        self.a, self.b = nnx.Param(jnp.array(0.0)), nnx.Param(jnp.array(0.3))
+
+    def __call__(self, x_t, t, cond, *, rngs=None):
+        return self.a[...] + self.b[...] * x_t
+
+
+def critic(params, wave):
+    """Of every sample: a quadratic function, whose maps are the moments."""
+    logits = params["c"] + params["w"] * wave + params["v"] * wave**2
+    return [Judgement(logits, (logits,))]
+
+
+TASK = Task(lambda batch, key: Example(batch["wave"][..., None], Condition()), lambda batch: Condition(), None)
+
+
+def make(network, example, key):
+    keys = jax.random.split(key, len(example.x0))
+    return adversarial.unrolled(network, RectifiedFlow(), example.cond, example.x0.shape, keys)[..., 0]
+
+
+def game_of(rate=2e-2, **options):
+    graphdef, params = nnx.split(Scale())
+    optimizers = {"generator": optax.adam(rate, b1=0.5), "discriminators": optax.adam(rate, b1=0.5)}
+    critics = {"c": jnp.zeros(()), "w": jnp.zeros(()), "v": jnp.zeros(())}
+    state = adversarial.init_state(nnx.to_pure_dict(params), critics, optimizers, jax.random.key(0))
+    distance = options.pop("distance", lambda made, real: 0 * made.mean(-1))
+    step = adversarial.make_adversarial_step(graphdef, TASK, make, critic, distance, optimizers, **options)
+    return state, step
+
+
+def batch_of(seed, shift=2.0, spread=0.7):
+    rng = np.random.default_rng(seed)
+    return {
+        "wave": (shift + spread * rng.standard_normal((16, 32))).astype(np.float32),
+        "label": np.zeros(16, np.int32),
+    }
+
+
+@pytest.mark.parametrize("game", ["least_squares", "hinge"])
+def test_a_generator_learns_a_distribution_that_it_is_never_shown(game):
+    state, step = game_of(game=game, feature_weight=0.0)
+    history = []
+    for i in range(1500):
+        state, metrics = step(state, batch_of(i))
+        if i >= 1000:
+            history.append([float(state.ema_params["a"]), abs(float(state.ema_params["b"]))])
+    mean, deviation = np.mean(history, axis=0)
+    assert abs(mean - 2.0) < 0.3 and abs(deviation - 0.7) < 0.3  # from 0 and 0.3
+    assert step._cache_size() == 1
+
+
+def test_before_the_contest_only_the_distance_teaches():
+    state, step = game_of(begin=3, distance=lambda made, real: (made - real.mean()) ** 2 @ jnp.ones(32) / 32)
+    before = jax.device_get(state)
+    for i in range(3):
+        state, metrics = step(state, batch_of(i))
+        assert float(metrics["discriminator"]) == 0
+    assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), before.params["discriminators"],
+                                     jax.device_get(state.params["discriminators"])))  # fmt: skip
+    assert float(state.params["generator"]["a"]) > 0.02
+    state, metrics = step(state, batch_of(3))
+    assert float(metrics["discriminator"]) > 0 and float(jnp.abs(state.params["discriminators"]["w"])) > 0
+
+
+def test_each_player_follows_its_own_gradient():
+    """The first update of plain gradient descent against gradients of the two losses written out."""
+    graphdef, params = nnx.split(Scale())
+    generator, critics = nnx.to_pure_dict(params), {"c": jnp.array(0.1), "w": jnp.array(0.4), "v": jnp.array(-0.2)}
+    optimizers = {"generator": optax.sgd(1.0), "discriminators": optax.sgd(1.0)}
+    key, batch = jax.random.key(5), batch_of(0)
+    state = adversarial.init_state(jax.tree.map(jnp.copy, generator), dict(critics), optimizers, key)
+    step = adversarial.make_adversarial_step(
+        graphdef, TASK, make, critic, lambda made, real: 0 * made.mean(-1), optimizers, feature_weight=3.0
+    )
+    after, _ = step(state, batch)
+    sound_key = jax.random.split(jax.random.fold_in(key, 0), 3)[1]
+    eps = diffusion.noise(jax.random.split(sound_key, 16), (16, 32, 1))[..., 0]
+    real = jnp.asarray(batch["wave"])
+    D = lambda c, x: c["c"] + c["w"] * x + c["v"] * x**2  # noqa: E731
+    G = lambda g: g["a"] + g["b"] * eps  # noqa: E731
+
+    def loss_g(g):
+        made = D(critics, G(g))
+        return ((made - 1) ** 2).mean() + 3.0 * jnp.abs(made - D(critics, real)).mean()
+
+    def loss_d(c):
+        return ((D(c, real) - 1) ** 2).mean() + (D(c, G(generator)) ** 2).mean()
+
+    for name, expected, start in (
+        ("generator", jax.grad(loss_g)(generator), generator),
+        ("discriminators", jax.grad(loss_d)(critics), critics),
+    ):
+        for leaf in start:
+            moved = float(start[leaf] - after.params[name][leaf])
+            assert moved == pytest.approx(float(expected[leaf]), rel=1e-4, abs=1e-6), (name, leaf)
+
+
+def test_unrolled_steps_are_the_samplers_and_carry_gradients():
+    """Of the exact denoiser of N(0, s^2) every Euler step is a multiplication: value and gradient in closed form."""
+    schedule, keys, shape = RectifiedFlow(), jax.random.split(jax.random.key(0), 2), (2, 3, 1)
+
+    def made(gain, steps):
+        network = lambda x_t, t, cond, **_: gain * x_t  # noqa: E731
+        return adversarial.unrolled(network, schedule, Condition(), shape, keys, steps=steps)
+
+    eps = diffusion.noise(keys, shape)
+    # x_r = x0_hat + (r / t) (x_t - x0_hat): from t = 1 by 1/2 to 0
+    both = lambda gain: gain * (gain + 0.5 * (1 - gain)) * eps  # noqa: E731
+    value, gradient = jax.value_and_grad(lambda g: made(g, 2).sum())(0.3)
+    wanted, wanted_gradient = jax.value_and_grad(lambda g: both(g).sum())(0.3)
+    np.testing.assert_allclose(value, wanted, rtol=1e-5)
+    np.testing.assert_allclose(gradient, wanted_gradient, rtol=1e-5)
+    jumps = lambda x_t, t, cond, r=None: 0.5 * x_t  # noqa: E731
+    one = adversarial.unrolled(jumps, schedule, Condition(), shape, keys, jumps=True)
+    np.testing.assert_allclose(one, 0.5 * eps, rtol=1e-6)
