@@ -34,7 +34,8 @@ Game = Literal["least_squares", "hinge"]
 RESOLUTIONS = ((1024, 256), (2048, 512), (512, 128))  # n_fft and hop_length of the spectrograms, in samples
 
 Judge = Callable[[Any, Float[Array, "batch samples"]], list[Judgement]]  # (discriminators' weights, wave)
-Make = Callable[[Callable, Example, Array], Float[Array, "batch samples"]]  # (network, example, key)
+Made = tuple[Float[Array, "batch frames features"], Float[Array, "batch samples"]]  # features and their sound
+Make = Callable[[Callable, Example, Array], Made]  # (network, example, key)
 
 
 def magnitudes(wave: Float[Array, "batch samples"]) -> list[Float[Array, "batch frames bins"]]:
@@ -78,15 +79,19 @@ def unrolled(
     keys: Key[Array, " batch"],
     *,
     steps: int = 1,
+    prediction: Literal["x0", "flow"] = "x0",
     jumps: bool = False,
 ) -> Float[Array, "batch frames features"]:
-    """x0 of `shape` from noise by `steps` Euler steps, or jumps of a network of two times, that predicts x0."""
-    x_T = diffusion.prior_scale(schedule) * diffusion.noise(keys, shape)
+    """x0 of `shape` by `steps` Euler steps, or jumps of a network of two times that predicts x0.
+
+    It begins at the condition's estimate, without one at noise.
+    """
+    x_T = diffusion.prior_scale(schedule) * diffusion.noise(keys, shape) if cond.estimate is None else cond.estimate
     times = diffusion.time_grid(schedule, steps)
     if jumps:
         flow_map = diffusion.flow_map(network, cond, 0.0)
         return diffusion.flow_map_sampler(flow_map, schedule, x_T, times, keys)
-    denoiser = diffusion.denoiser(network, schedule, "x0", cond)
+    denoiser = diffusion.denoiser(network, schedule, prediction, cond)
     return diffusion.SAMPLERS["euler"].sampler(denoiser, schedule, x_T, times, keys)
 
 
@@ -105,7 +110,7 @@ def make_adversarial_step(
     task: Task,
     make: Make,
     judge: Judge,
-    distance: Callable[[Array, Array], Float[Array, " batch"]],
+    distance: Callable[[Made, Made], Float[Array, " batch"]],
     optimizers: dict[str, optax.GradientTransformation],
     *,
     game: Game = "least_squares",
@@ -133,11 +138,15 @@ def make_adversarial_step(
             return make(network, example, sound_key)
 
         made, pull_generator = jax.vjp(play, generator)
-        apart, d_made = jax.value_and_grad(lambda made: distance(made, real).mean())(made)
+        apart, (d_x0, d_wave) = jax.value_and_grad(lambda made: distance(made, (example.x0, real)).mean())(made)
         weight = jnp.clip((state.step + 1 - begin) / ramp, 0, 1)
 
         def contest():
-            (of_real, of_made), pull = jax.vjp(lambda d, made: (judge(d, real), judge(d, made)), discriminators, made)
+            def both(d, made):  # in one batch
+                said = judge(d, jnp.concatenate([real, made]))
+                return tuple(jax.tree.map(lambda x, i=i: jnp.split(x, 2)[i], said) for i in (0, 1))
+
+            (of_real, of_made), pull = jax.vjp(both, discriminators, made[1])
 
             def criticism(of_made):
                 adversarial, feature = generator_loss(of_made, game), feature_distance(of_real, of_made)
@@ -157,10 +166,10 @@ def make_adversarial_step(
 
         def rest():
             values = dict.fromkeys(("discriminator", "adversarial", "feature"), jnp.zeros(()))
-            return jnp.zeros_like(made), discriminators, state.opt_state["discriminators"], values
+            return jnp.zeros_like(real), discriminators, state.opt_state["discriminators"], values
 
         d_by_critics, discriminators, critics_state, values = jax.lax.cond(state.step >= begin, contest, rest)
-        (gradient,) = pull_generator(d_made + d_by_critics)
+        (gradient,) = pull_generator((d_x0, d_wave + d_by_critics))
         updates, generator_state = optimizers["generator"].update(gradient, state.opt_state["generator"], generator)
         generator = optax.apply_updates(generator, updates)
         decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))

@@ -7,6 +7,7 @@ import dataclasses
 import functools
 from collections.abc import Callable
 
+import jax.numpy as jnp
 import optax
 from flax import nnx
 from jaxtyping import Array
@@ -22,6 +23,7 @@ from jaxdiff.config import (
     ConvNeXt,
     Generation,
     LogMel,
+    Magnitude,
     Patches,
     Shortcut,
     Vocoding,
@@ -53,6 +55,8 @@ def representation(config: Config) -> Representation:
             return features.patches(r.size)
         case CompressedStft():
             return features.compressed_stft(r.n_fft, r.hop_length, r.exponent)
+        case Magnitude():
+            return features.magnitude(r.n_fft, r.hop_length, r.exponent)
         case LogMel():
             return features.log_mel(config.data.sample_rate, r.n_fft, r.hop_length, r.n_mels, r.fmin, r.fmax)
 
@@ -67,12 +71,13 @@ def network(config: Config, channels: int, num_classes: int, rngs: nnx.Rngs) -> 
         return _causal(config, vocoding.hop_length if vocoding else 1, rngs, options)
     frames_per_condition = vocoding.hop_length // hop_length(config) if vocoding else 1
     second = isinstance(config.method, Shortcut) or getattr(config.method, "jumps", False)
+    silent = isinstance(config.method, Adversarial) and config.method.prediction == "x0"
     if isinstance(config.network, ConvNeXt):
-        options["zero_output"] = not isinstance(config.method, Adversarial)
-    elif isinstance(config.method, Adversarial) and config.train.init is None:
+        options["zero_output"] = not silent
+    elif silent and config.train.init is None:
         raise ConfigError(
             f"network.kind {config.network.kind} begins at silence, where spectral distances have no gradient; use "
-            f"convnext, or train.init for the weights of another method"
+            f"convnext, method.prediction flow, or train.init for the weights of another method"
         )
     if isinstance(config.network, WaveNet):
         if second:
@@ -121,21 +126,35 @@ def task(config: Config, representation: Representation, num_classes: int) -> Ta
     match config.task:
         case Generation():
             return tasks.generation(representation, num_classes, flip_polarity=config.data.flip_polarity)
-        case Vocoding(n_fft=n_fft, hop_length=hop, n_mels=n_mels, fmax=fmax):
-            mel = dict(sr=config.data.sample_rate, n_fft=n_fft, n_mels=n_mels, fmax=fmax)
-            return tasks.vocoding(representation, hop_length=hop, envelope=_envelope(config, mel), **mel)
+        case Vocoding(n_fft=n_fft, hop_length=hop, n_mels=n_mels, fmax=fmax, guess=guess):
+            r, mel = config.representation, dict(sr=config.data.sample_rate, n_fft=n_fft, n_mels=n_mels, fmax=fmax)
+            if guess and not (
+                isinstance(config.method, Adversarial)
+                and isinstance(r, Magnitude)
+                and (r.n_fft, r.hop_length) == (n_fft, hop)
+                and not config.normalize.enabled
+            ):
+                raise ConfigError(
+                    f"task.guess needs method adversarial, representation magnitude of the task's n_fft and hop_length "
+                    f"and normalize.enabled no, got {config.method.kind}, {r.kind} and {config.normalize.enabled}; set "
+                    f"all three, or task.guess no"
+                )
+            options = dict(envelope=_envelope(config, mel), guess=r.exponent if guess else None)
+            return tasks.vocoding(representation, hop_length=hop, **options, **mel)
 
 
 def _envelope(config: Config, mel: dict) -> Callable | None:
     if not config.task.envelope:
         return None
     r, normalized = config.representation, config.normalize.enabled
-    if not isinstance(r, CompressedStft) or normalized or r.hop_length != config.task.hop_length:
+    fits = isinstance(r, CompressedStft | Magnitude) and r.hop_length == config.task.hop_length
+    if not fits or normalized:
         raise ConfigError(
-            f"task.envelope needs representation compressed_stft of the task's hop and normalize.enabled no, got "
-            f"{r.kind} of hop {hop_length(config)} and {normalized}; set all three"
+            f"task.envelope needs representation compressed_stft or magnitude of the task's hop and normalize.enabled "
+            f"no, got {r.kind} of hop {hop_length(config)} and {normalized}; set all three"
         )
-    return tasks.spectral_envelope(stft_n_fft=r.n_fft, exponent=r.exponent, **mel)
+    parts = 2 if isinstance(r, CompressedStft) else 1
+    return tasks.spectral_envelope(stft_n_fft=r.n_fft, exponent=r.exponent, parts=parts, **mel)
 
 
 def schedule(config: Config) -> Schedule | None:
@@ -187,9 +206,10 @@ def auxiliary(config: Config, task: Task) -> Callable | None:
     d, sr = config.method, config.data.sample_rate
     if d.auxiliary == "none":
         return None
-    if isinstance(config.representation, LogMel):
+    if isinstance(config.representation, LogMel | Magnitude):
         raise ConfigError(
-            f"method.auxiliary {d.auxiliary} needs a representation that decodes exactly, got log_mel; "
+            f"method.auxiliary {d.auxiliary} needs a representation that decodes exactly, got "
+            f"{config.representation.kind}; "
             f"use patches or compressed_stft, or auxiliary none"
         )
     distance = {
@@ -200,12 +220,17 @@ def auxiliary(config: Config, task: Task) -> Callable | None:
 
 
 def distance(config: Config) -> Callable:
-    """`(made, real) -> [batch]`: what a generator learns by beside its discriminators."""
+    """`(made, real) -> [batch]`, both (features, wave): what a generator learns by beside its discriminators."""
     m, sr = config.method, config.data.sample_rate
 
-    def apart(made: Array, real: Array) -> Array:
-        spectral = features.multi_resolution_stft_loss(made, real, resolutions=_RESOLUTIONS)
-        return m.stft_weight * spectral + m.mel_weight * features.mel_loss(made, real, sr=sr)
+    def apart(made: tuple[Array, Array], real: tuple[Array, Array]) -> Array:
+        total = m.x0_weight * jnp.abs(made[0] - real[0]).mean((-2, -1))
+        if m.stft_weight:
+            spectral = features.multi_resolution_stft_loss(made[1], real[1], resolutions=_RESOLUTIONS)
+            total = total + m.stft_weight * spectral
+        if m.mel_weight:
+            total = total + m.mel_weight * features.mel_loss(made[1], real[1], sr=sr)
+        return total
 
     return apart
 

@@ -63,6 +63,16 @@ class CompressedStft:
 
 
 @dataclass(frozen=True)
+class Magnitude:
+    """Power-law compressed STFT magnitudes, decoded by Griffin-Lim."""
+
+    kind: Literal["magnitude"] = "magnitude"
+    n_fft: int = 1024
+    hop_length: int = 256
+    exponent: float = 0.5
+
+
+@dataclass(frozen=True)
 class LogMel:
     """Log-mel magnitudes, decoded by Griffin-Lim."""
 
@@ -260,7 +270,8 @@ class Vocoding:
     hop_length: int = 256
     n_mels: int = 80
     fmax: float | None = None
-    envelope: bool = False  # divide compressed_stft by the mel's magnitudes, so that noise is shaped as the sound
+    envelope: bool = False  # divide spectra by the mel's magnitudes, so that noise is shaped as the sound
+    guess: bool = False  # method adversarial begins at the magnitudes of an inverted mel, in place of noise
 
 
 # Methods: what is trained, and how sound comes of it.
@@ -319,11 +330,12 @@ class Regression:
 
 @dataclass(frozen=True)
 class Adversarial:
-    """A generator against discriminators; it makes sound from noise and the condition in `steps` Euler steps."""
+    """A generator against discriminators; it makes sound in `steps` Euler steps from noise or the task's guess."""
 
     kind: Literal["adversarial"] = "adversarial"
     schedule: Cosine | Sigmoid | LinearBeta | VP | VE | EDM | RectifiedFlow = field(default_factory=RectifiedFlow)
     steps: int = 1  # above 1 the generator is a diffusion model's whole sampler: for fine-tuning, see train.init
+    prediction: Literal["x0", "flow"] = "x0"  # flow: what takes the start to the sound, at first nothing
     jumps: bool = False  # the steps are those of method shortcut
     game: Literal["least_squares", "hinge"] = "least_squares"
     begin: float = 0.5  # the share of the steps before, in which it learns by the distance to the real sound alone
@@ -333,6 +345,7 @@ class Adversarial:
     spectral_width: int = 32
     adversarial_weight: float = 1.0
     feature_weight: float = 2.0
+    x0_weight: float = 0.0  # of the mean difference of features; the next two are distances of the sounds
     stft_weight: float = 5.0
     mel_weight: float = 15.0
 
@@ -375,7 +388,7 @@ class Config:
 
     data: Data = field(default_factory=Data)
     task: Generation | Vocoding = field(default_factory=Generation)
-    representation: CompressedStft | Patches | LogMel = field(default_factory=CompressedStft)
+    representation: CompressedStft | Patches | Magnitude | LogMel = field(default_factory=CompressedStft)
     normalize: Normalize = field(default_factory=Normalize)
     network: WaveNet | Transformer | UNet | ConvNeXt | LSTM | CausalWaveNet = field(default_factory=WaveNet)
     method: Diffusion | Shortcut | Autoregression | Regression | Adversarial = field(default_factory=Diffusion)

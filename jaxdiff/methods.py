@@ -67,7 +67,7 @@ def train_step(config: Config, model: Model) -> Callable:
     m, steps = config.method, config.train.steps
     critics = nnx.split(nnx.eval_shape(lambda: _discriminators(config, jax.random.key(0))))[0]
 
-    def make(network: Callable, example: Example, key: Array) -> Array:
+    def make(network: Callable, example: Example, key: Array) -> adversarial.Made:
         keys = jax.random.split(key, len(example.x0))
         return _unrolled(config, model, network, example.cond, example.x0.shape, keys)
 
@@ -142,7 +142,7 @@ def generate(config: Config, model: Model, sampler: str | None, guided: bool) ->
 
             def play(params, keys, batch, times, scale):
                 network, cond = nnx.merge(model.graphdef, params), model.task.condition(batch)
-                return _unrolled(config, model, network, cond, _shape(model, batch), keys)
+                return _unrolled(config, model, network, cond, _shape(model, batch), keys)[1]
 
             return jax.jit(play)
 
@@ -181,11 +181,15 @@ def _mean(network: Callable, shape: tuple[int, ...], cond: Condition) -> Array:
     return network(jnp.zeros(shape), jnp.ones(shape[0]), cond)
 
 
-def _unrolled(config: Config, model: Model, network: Callable, cond: Condition, shape: tuple, keys: Array) -> Array:
-    """The wave that the generator of method adversarial makes."""
+def _unrolled(
+    config: Config, model: Model, network: Callable, cond: Condition, shape: tuple, keys: Array
+) -> adversarial.Made:
+    """What the generator of method adversarial makes."""
     m = config.method
-    x0 = adversarial.unrolled(network, model.schedule, cond, shape, keys, steps=m.steps, jumps=m.jumps)
-    return model.task.decode(x0, cond)
+    x0 = adversarial.unrolled(
+        network, model.schedule, cond, shape, keys, steps=m.steps, prediction=m.prediction, jumps=m.jumps
+    )
+    return x0, model.task.decode(x0, cond)
 
 
 def _discriminators(config: Config, key: Array) -> Discriminators:

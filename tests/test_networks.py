@@ -11,7 +11,7 @@ from flax import nnx
 from oracles import max_relative
 from scipy.signal import convolve2d
 
-from jaxdiff.networks import LSTM, Condition, Transformer, UNet, WaveNet, count_params
+from jaxdiff.networks import LSTM, Condition, ConvNeXt, Transformer, UNet, WaveNet, count_params
 from jaxdiff.networks.attention import rope
 from jaxdiff.networks.layers import LabelEmbedding, linear_options, scan_layers
 from jaxdiff.networks.wavenet import Upsampler
@@ -61,7 +61,18 @@ def small_lstm(**options) -> LSTM:
     return randomised(lambda: LSTM(2, **{**sizes, **options}, rngs=nnx.Rngs(0)))
 
 
-NETWORKS = {"wavenet": small_wavenet, "hybrid": small_hybrid, "unet": small_unet, "lstm": small_lstm}
+def small_convnext(**options) -> ConvNeXt:
+    sizes = dict(width=6, depth=2, kernel=5, expansion=2)
+    return randomised(lambda: ConvNeXt(2, **{**sizes, **options}, rngs=nnx.Rngs(0)))
+
+
+NETWORKS = {
+    "wavenet": small_wavenet,
+    "hybrid": small_hybrid,
+    "unet": small_unet,
+    "convnext": small_convnext,
+    "lstm": small_lstm,
+}
 each_network = pytest.mark.parametrize("make", NETWORKS.values(), ids=NETWORKS.keys())
 
 
@@ -400,7 +411,61 @@ def test_transformer_dropout_only_in_training():
     assert max_relative(train(0), train(1)) > 1e-2
 
 
-# --- both ---
+# --- ConvNeXt ---
+
+
+def convnext(network, x, t, label, frames):
+    """Blocks of depthwise convolution and modulated MLP for one item, in float64 numpy loops over frames and taps."""
+    get = lambda p, layer=...: np.asarray(p[...], np.float64)[layer]  # noqa: E731
+    affine = lambda p, x, layer=...: x @ get(p.kernel, layer) + get(p.bias, layer)  # noqa: E731
+    normed = lambda h: (h - h.mean(-1, keepdims=True)) / np.sqrt(h.var(-1, keepdims=True) + 1e-6)  # noqa: E731
+    silu = lambda x: x * sigmoid(x)  # noqa: E731
+    gelu = lambda x: 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))  # noqa: E731
+    angle = 1000 * np.float64(t) * 1e4 ** (-np.arange(128) / 128)
+    parts, blocks = network.conditioner, network.blocks
+    c = affine(parts.time_2, silu(affine(parts.time_1, np.concatenate([np.sin(angle), np.cos(angle)]))))
+    c = silu(c + get(parts.label.table, label))
+    h = affine(network.input, x) + affine(network.condition, frames)
+    for i, dilation in enumerate(network.dilations):
+        kernel, mixed = get(blocks.depthwise, i), np.zeros_like(h)
+        for n in range(len(h)):
+            for k in range(len(kernel)):
+                m = n + (k - len(kernel) // 2) * dilation
+                if 0 <= m < len(h):
+                    mixed[n] += h[m] * kernel[k]
+        shift, scale, gate = np.split(affine(blocks.modulation, c, i), 3)
+        mixed = affine(blocks.mlp_input, normed(mixed) * (1 + scale) + shift, i)
+        h = h + (get(blocks.scale, i) + gate) * affine(blocks.mlp_output, gelu(mixed), i)
+    shift, scale = np.split(affine(network.modulation, c), 2)
+    return affine(network.output, normed(h) * (1 + scale) + shift)
+
+
+@pytest.mark.parametrize("cycle", [1, 2])
+def test_convnext_equals_its_equations_with_and_without_padding(cycle):
+    network = small_convnext(condition_features=3, num_classes=4, dilation_cycle=cycle)
+    x, t, frames, label = normal(1, 2, 10, 2), jnp.array([0.125, 0.75]), normal(2, 2, 10, 3), jnp.array([3, 0])
+    ours = call(network, x, t, Condition(label, frames, lengths=jnp.array([10, 7])))
+    for i, count in enumerate((10, 7)):
+        item = [np.asarray(a[i], np.float64)[:count] for a in (x, frames)]
+        assert max_relative(ours[i, :count], convnext(network, item[0], t[i], int(label[i]), item[1])) <= 1e-4
+
+
+@pytest.mark.parametrize(("cycle", "expected"), [(1, 9), (2, 13)])
+def test_reach_of_convnext_is_exact(cycle, expected):
+    network = small_convnext(dilation_cycle=cycle)
+    x, t, middle = normal(1, 4, 41, 2), jnp.full(4, 0.5), 20
+    moved = call(network, x.at[:, middle].add(3.0), t) - call(network, x, t)
+    touched = np.flatnonzero(np.abs(moved).max((0, 2)))
+    assert network.receptive_field == expected  # 1 + 4 (1 + 1) and 1 + 4 (1 + 2)
+    assert (touched[0], touched[-1]) == (middle - expected // 2, middle + expected // 2)
+
+
+def test_even_kernels_are_refused():
+    with pytest.raises(ValueError, match="kernel: expected an odd number of taps, got 4; use 5"):
+        ConvNeXt(2, kernel=4, rngs=nnx.Rngs(0))
+
+
+# --- all ---
 
 
 @each_network

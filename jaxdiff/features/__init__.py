@@ -78,6 +78,7 @@ from .representations import chain as chain
 from .representations import compressed_stft as compressed_stft
 from .representations import fit_normalization as fit_normalization
 from .representations import log_mel as log_mel
+from .representations import magnitude as magnitude
 from .representations import normalize as normalize
 from .representations import patches as patches
 from .resample import change_speed as change_speed

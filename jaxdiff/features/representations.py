@@ -89,6 +89,28 @@ def compressed_stft(n_fft: int = 512, hop_length: int = 128, exponent: float = 0
     return Representation(encode, decode, hop_length)
 
 
+def magnitude(n_fft: int = 1024, hop_length: int = 256, exponent: float = 0.5, n_iter: int = 32) -> Representation:
+    """STFT magnitudes raised to `exponent`; decoded by Griffin-Lim, whose phases are constants to a gradient.
+
+    Below 0 counts as 0. m frames stand for `(m - 1) * hop_length` samples.
+
+    >>> magnitude(64, 16).encode(jnp.ones((2, 160))).shape
+    (2, 11, 33)
+    """
+
+    def encode(y: Float[Array, "... samples"]) -> Float[Array, "... frames channels"]:
+        return jnp.maximum(jnp.abs(stft(y, n_fft=n_fft, hop_length=hop_length)), 1e-12).mT ** exponent
+
+    def decode(x: Float[Array, "... frames channels"]) -> Float[Array, "... samples"]:
+        S = jnp.maximum(x.mT, 0) ** (1 / exponent)
+        sizes = dict(hop_length=hop_length, n_fft=n_fft)
+        X = stft(griffinlim(jax.lax.stop_gradient(S), n_iter=n_iter, **sizes), **sizes)
+        phase = X / jnp.maximum(jnp.abs(X), 1e-12)
+        return istft(S * jax.lax.stop_gradient(phase), hop_length=hop_length)
+
+    return Representation(encode, decode, hop_length)
+
+
 def log_mel(
     sr: float,
     n_fft: int = 1024,
