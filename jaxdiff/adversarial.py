@@ -12,6 +12,7 @@ with gradients through all of them (as Flow2GAN and PeriodWave-Turbo fine-tune);
 network sees noise and the condition.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -32,6 +33,8 @@ from jaxdiff.training import TrainState
 
 Game = Literal["least_squares", "hinge"]
 RESOLUTIONS = ((1024, 256), (2048, 512), (512, 128))  # n_fft and hop_length of the spectrograms, in samples
+
+_VALUES = ("discriminator", "adversarial", "feature")  # losses that the log shows
 
 Judge = Callable[[Any, Float[Array, "batch samples"]], list[Judgement]]  # (discriminators' weights, wave)
 Made = tuple[Float[Array, "batch frames features"], Float[Array, "batch samples"]]  # features and their sound
@@ -95,6 +98,19 @@ def unrolled(
     return diffusion.SAMPLERS["euler"].sampler(denoiser, schedule, x_T, times, keys)
 
 
+def _judge_both(judge: Judge, real: Array, discriminators: Any, made: Array) -> tuple[list[Judgement], list[Judgement]]:
+    """What discriminators say of real and made sound, in one batch."""
+    said = judge(discriminators, jnp.concatenate([real, made]))
+    return tuple(jax.tree.map(lambda x, i=i: jnp.split(x, 2)[i], said) for i in (0, 1))
+
+
+def _turns(batch: int) -> int:
+    """Into how many looks at a batch the discriminators' work is cut: on a CPU an item per device at a time, so that
+    the wide intermediate products stay in the cache."""
+    devices = jax.device_count()
+    return batch // devices if jax.default_backend() == "cpu" and batch % devices == 0 else 1
+
+
 def init_state(
     generator: Any, discriminators: Any, optimizers: dict[str, optax.GradientTransformation], key: Array
 ) -> TrainState:
@@ -116,6 +132,7 @@ def make_adversarial_step(
     game: Game = "least_squares",
     begin: int = 0,
     ramp: int = 1,
+    segment: int | None = None,
     adversarial_weight: float = 1.0,
     feature_weight: float = 2.0,
     ema_decay: float = 0.999,
@@ -123,7 +140,8 @@ def make_adversarial_step(
     """`train_step(state, batch) -> (state, metrics)`, jitted; the state passed in is donated.
 
     The generator learns by `distance(made, real)` alone until step `begin`; then the discriminators start, and their
-    part of its loss grows to full weight over `ramp` steps. `optimizers` has "generator" and "discriminators".
+    part of its loss grows to full weight over `ramp` steps. They see `segment` samples of every sound (None: all of
+    it), at a random place. `optimizers` has "generator" and "discriminators".
     """
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
@@ -142,30 +160,38 @@ def make_adversarial_step(
         weight = jnp.clip((state.step + 1 - begin) / ramp, 0, 1)
 
         def contest():
-            def both(d, made):  # in one batch
-                said = judge(d, jnp.concatenate([real, made]))
-                return tuple(jax.tree.map(lambda x, i=i: jnp.split(x, 2)[i], said) for i in (0, 1))
-
-            (of_real, of_made), pull = jax.vjp(both, discriminators, made[1])
-
-            def criticism(of_made):
+            def criticism(of_real, of_made):
                 adversarial, feature = generator_loss(of_made, game), feature_distance(of_real, of_made)
                 loss = weight * (adversarial_weight * adversarial + feature_weight * feature)
-                return loss, (adversarial, feature)
+                return loss, {"adversarial": adversarial, "feature": feature}
 
-            own = jax.value_and_grad(discriminator_loss, argnums=(0, 1))
-            loss, (d_real, d_of_made) = own(of_real, of_made, game)
-            (_, (adversarial, feature)), d_criticism = jax.value_and_grad(criticism, has_aux=True)(of_made)
-            d_discriminators, _ = pull((d_real, d_of_made))
-            _, d_by_critics = pull((jax.tree.map(jnp.zeros_like, of_real), d_criticism))
+            def look(total, waves):
+                real, made = waves
+                (of_real, of_made), pull = jax.vjp(functools.partial(_judge_both, judge, real), discriminators, made)
+                own = jax.value_and_grad(discriminator_loss, argnums=(0, 1))
+                loss, d_own = own(of_real, of_made, game)
+                (_, values), d_made = jax.value_and_grad(criticism, argnums=1, has_aux=True)(of_real, of_made)
+                d_discriminators, _ = pull(d_own)
+                _, d_by_critics = pull((jax.tree.map(jnp.zeros_like, of_real), d_made))
+                return jax.tree.map(jnp.add, total, (d_discriminators, {"discriminator": loss, **values})), d_by_critics
+
+            turns = _turns(len(real))
+            cut = lambda x: x.reshape(len(x) // turns, turns, -1).swapaxes(0, 1)  # noqa: E731
+            total = (jax.tree.map(jnp.zeros_like, discriminators), dict.fromkeys(_VALUES, jnp.zeros(())))
+            size = real.shape[1] if segment is None else segment
+            start = jax.random.randint(jax.random.fold_in(sound_key, 1), (), 0, real.shape[1] - size + 1)
+            seen = [cut(jax.lax.dynamic_slice_in_dim(wave, start, size, axis=1)) for wave in (real, made[1])]
+            total, d_by_critics = jax.lax.scan(look, total, tuple(seen))
+            d_discriminators, values = jax.tree.map(lambda x: x / turns, total)
             updates, opt_state = optimizers["discriminators"].update(
                 d_discriminators, state.opt_state["discriminators"], discriminators
             )
-            values = {"discriminator": loss, "adversarial": adversarial, "feature": feature}
+            d_by_critics = d_by_critics.swapaxes(0, 1).reshape(len(real), size) / turns
+            d_by_critics = jax.lax.dynamic_update_slice_in_dim(jnp.zeros_like(real), d_by_critics, start, axis=1)
             return d_by_critics, optax.apply_updates(discriminators, updates), opt_state, values
 
         def rest():
-            values = dict.fromkeys(("discriminator", "adversarial", "feature"), jnp.zeros(()))
+            values = dict.fromkeys(_VALUES, jnp.zeros(()))
             return jnp.zeros_like(real), discriminators, state.opt_state["discriminators"], values
 
         d_by_critics, discriminators, critics_state, values = jax.lax.cond(state.step >= begin, contest, rest)

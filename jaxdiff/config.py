@@ -340,6 +340,7 @@ class Adversarial:
     game: Literal["least_squares", "hinge"] = "least_squares"
     begin: float = 0.5  # the share of the steps before, in which it learns by the distance to the real sound alone
     ramp: float = 0.02  # the share in which the discriminators' part then grows to its weight
+    segment: float | None = None  # seconds of each sound that the discriminators see, at a random place; none: all
     learning_rate: float = 2e-4  # of the discriminators
     period_width: int = 32
     spectral_width: int = 32

@@ -19,7 +19,16 @@ from flax import nnx
 from jaxtyping import Array
 
 from jaxdiff import adversarial, autoregression, build, diffusion, training
-from jaxdiff.config import Adversarial, Autoregression, Config, ConfigError, Diffusion, Regression, Shortcut
+from jaxdiff.config import (
+    Adversarial,
+    Autoregression,
+    Config,
+    ConfigError,
+    Diffusion,
+    Regression,
+    Shortcut,
+    crop_samples,
+)
 from jaxdiff.data.pipeline import Batch
 from jaxdiff.diffusion import Denoiser, Schedule
 from jaxdiff.features import Representation
@@ -54,7 +63,7 @@ def init_state(config: Config, params: Any, key: Array) -> TrainState:
         return training.init_state(params, build.optimizer(config), key, posthoc_ema=config.train.posthoc_ema)
     if config.train.posthoc_ema:
         raise ConfigError("train.posthoc_ema: method adversarial keeps one average; leave it away")
-    critics = nnx.to_pure_dict(nnx.split(_discriminators(config, key))[1])
+    critics = nnx.to_pure_dict(nnx.split(discriminators(config, key))[1])
     return adversarial.init_state(params, critics, build.optimizers(config), key)
 
 
@@ -65,7 +74,7 @@ def train_step(config: Config, model: Model) -> Callable:
         loss, optimizer = objective(config, model.task), build.optimizer(config)
         return training.make_train_step(model.graphdef, model.task, loss, optimizer, **options)
     m, steps = config.method, config.train.steps
-    critics = nnx.split(nnx.eval_shape(lambda: _discriminators(config, jax.random.key(0))))[0]
+    critics = nnx.split(nnx.eval_shape(lambda: discriminators(config, jax.random.key(0))))[0]
 
     def make(network: Callable, example: Example, key: Array) -> adversarial.Made:
         keys = jax.random.split(key, len(example.x0))
@@ -84,6 +93,7 @@ def train_step(config: Config, model: Model) -> Callable:
         game=m.game,
         begin=round(m.begin * steps),
         ramp=max(1, round(m.ramp * steps)),
+        segment=_segment(config),
         adversarial_weight=m.adversarial_weight,
         feature_weight=m.feature_weight,
         ema_decay=config.train.ema_decay,
@@ -192,7 +202,18 @@ def _unrolled(
     return x0, model.task.decode(x0, cond)
 
 
-def _discriminators(config: Config, key: Array) -> Discriminators:
+def _segment(config: Config) -> int | None:
+    """Samples of each sound that the discriminators see; raises ConfigError for more than a crop."""
+    m, samples = config.method, crop_samples(config)
+    if m.segment is None:
+        return None
+    wanted = round(m.segment * config.data.sample_rate)
+    if not 1 <= wanted <= samples:
+        raise ConfigError(f"method.segment {m.segment} s: expected a part of data.seconds {config.data.seconds} s")
+    return wanted
+
+
+def discriminators(config: Config, key: Array) -> Discriminators:
     m = config.method
     widths = dict(period_width=m.period_width, spectral_width=m.spectral_width)
     return Discriminators(len(adversarial.RESOLUTIONS), **widths, rngs=nnx.Rngs(jax.random.fold_in(key, 1)))

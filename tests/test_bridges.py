@@ -146,7 +146,7 @@ def test_loss_of_a_linear_network_has_its_closed_form(bridge):
 def test_loss_adds_the_auxiliary_distance_and_passes_the_condition():
     x0, y, cond = jnp.full((2, 3, 1), 2.0), jnp.zeros((2, 3, 1)), jnp.full((2, 3, 1), 5.0)
     network = lambda x_t, t, cond: cond  # noqa: E731
-    distance = lambda x0_hat, x0: jnp.abs(x0_hat - x0).sum((1, 2))  # noqa: E731
+    distance = lambda x0_hat, x0, cond: jnp.abs(x0_hat - x0).sum((1, 2))  # noqa: E731
     options = dict(auxiliary=distance, auxiliary_weight=0.1)
     loss, metrics = bridge_loss(network, VEBridge(), x0, y, cond, KEY, **options)
     assert float(loss) == pytest.approx(9 + 0.1 * 9)

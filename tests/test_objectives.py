@@ -180,7 +180,7 @@ def test_edm_loss_is_the_papers():
 def test_auxiliary_loss_sees_the_clean_estimate():
     schedule, x0 = Cosine(), jax.random.normal(KEY, (4, 3, 2))
     network = lambda x_t, t, cond: 0.2 * x_t  # noqa: E731
-    distance = lambda x0_hat, x0: jnp.abs(x0_hat - x0).max((1, 2))  # noqa: E731
+    distance = lambda x0_hat, x0, cond: jnp.abs(x0_hat - x0).max((1, 2))  # noqa: E731
     fade = lambda logsnr: 0.5 * jax.nn.sigmoid(logsnr)  # noqa: E731
     plain, _ = diffusion_loss(network, schedule, x0, None, KEY, prediction="v")
     time_key, noise_key = jax.random.split(KEY)

@@ -8,13 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from oracles import max_relative
 
-from jaxdiff import build, load, methods, runs
+from jaxdiff import adversarial, load, methods, runs
 from jaxdiff import config as configuration
 from jaxdiff.config import ConfigError, from_dict, to_dict
 from jaxdiff.data import AudioError
 from jaxdiff.data.orchestra import write_orchestra
-from jaxdiff.networks import count_params
+from jaxdiff.networks import count_params, discriminators
 from jaxdiff.pipeline import abstract_params, build_model, init_params
 from jaxdiff.training import (
     CheckpointError,
@@ -51,12 +52,8 @@ def last_state(workdir, config, classes=8):
     directory = workdir / "checkpoints"
     step, _ = checkpoints.latest(directory)
     features = build_model(config, classes, None).features
-    optimizer, key = build.optimizer(config), jax.random.key(0)
-    like = jax.eval_shape(
-        lambda: init_state(
-            init_params(config, features, classes, key), optimizer, key, posthoc_ema=config.train.posthoc_ema
-        )
-    )
+    key = jax.random.key(0)
+    like = jax.eval_shape(lambda: methods.init_state(config, init_params(config, features, classes, key), key))
     vector = jax.ShapeDtypeStruct((features,), jnp.float32)
     state, normalization = checkpoints.restore_state(
         directory, step, like, runs.Normalization(vector, vector) if config.normalize.enabled else None
@@ -240,6 +237,53 @@ def test_shipped_configurations_train_and_generate_in_two_tiny_steps(name, folde
     wave = load(tmp_path).generate(count=2, seed=3)
     assert np.isfinite(wave).all()
     assert wave.std() > 0
+
+
+def one_small_discriminator_of_a_kind(monkeypatch):
+    """Compiling many is most of the time of these tests."""
+    monkeypatch.setattr(discriminators, "PERIODS", (2,))
+    monkeypatch.setattr(adversarial, "RESOLUTIONS", ((256, 64),))
+
+
+def test_a_vocoder_trains_against_discriminators_and_resumes_bit_for_bit(folder, tmp_path, monkeypatch):
+    one_small_discriminator_of_a_kind(monkeypatch)
+    path = configuration.Path(__file__).parent.parent / "configs" / "gan_vocoder.yaml"
+    tiny = {"data.path": str(folder), "data.seconds": "0.128", "task.n_fft": "256", "task.hop_length": "64",
+            "task.n_mels": "20", "representation.n_fft": "256", "representation.hop_length": "64",
+            "network.width": "16", "network.depth": "1", "method.begin": "0.5", "method.segment": "0.1",
+            "method.period_width": "1", "method.spectral_width": "2", "train.steps": "8", "train.batch": "2",
+            "train.sample_every": "0", "train.log_every": "1"}  # fmt: skip
+    config = configuration.load_config(path, tiny)
+    runs.run(config, tmp_path / "a", report=lambda _: None)
+    with monkeypatch.context() as patch:
+        Interrupt(patch, 6)
+        assert runs.run(config, tmp_path / "b", report=lambda _: None) == 15
+    runs.run(config, tmp_path / "b", report=lambda _: None)
+    first, second = (last_state(tmp_path / name, config, 0)[0] for name in "ab")
+    assert all((x == y).all() for x, y in zip(leaves(first), leaves(second), strict=True))
+    rows = [json.loads(line) for line in (tmp_path / "a" / "log.jsonl").read_text().splitlines()]
+    assert [row["discriminator"] > 0 for row in rows] == [False] * 4 + [True] * 4
+    assert [row["loss"] > row["distance"] for row in rows] == [False] * 4 + [True] * 4
+    wave = load(tmp_path / "a").generate(count=2, seed=3)
+    assert np.isfinite(wave).all() and wave.std() > 0
+
+
+def test_a_few_step_model_is_trained_further_from_its_run(folder, tmp_path, monkeypatch):
+    one_small_discriminator_of_a_kind(monkeypatch)
+    network = {"kind": "transformer", "width": 16, "depth": 1, "heads": 2}
+    tree = {**to_dict(small(folder, steps=2)), "network": network, "representation": {"kind": "patches", "size": 64}}
+    shortcut = from_dict({**tree, "method": {"kind": "shortcut", "begin": 0.0, "levels": 2}})
+    runs.run(shortcut, tmp_path / "few", report=lambda _: None)
+    game = {"kind": "adversarial", "jumps": True, "steps": 2, "begin": 0.0, "period_width": 1, "spectral_width": 2}
+    train = {**tree["train"], "steps": 1, "learning_rate": 1e-30, "init": str(tmp_path / "few")}
+    config = from_dict({**tree, "method": game, "train": train})
+    runs.run(config, tmp_path / "game", report=lambda _: None)
+    before, after = load(tmp_path / "few"), load(tmp_path / "game")
+    assert max_relative(after.generate(count=2), before.generate(count=2, steps=2)) <= 1e-5
+    with pytest.raises(ConfigError, match=r"method shortcut has other weights than method adversarial; .*method.jumps"):
+        runs.run(from_dict({**to_dict(config), "method": {**game, "jumps": False}}), tmp_path / "x", report=print)
+    with pytest.raises(ConfigError, match="was trained with network .*width=16.*, here it is .*width=32"):
+        runs.run(from_dict({**to_dict(config), "network": {**network, "width": 32}}), tmp_path / "y", report=print)
 
 
 def test_diffwave_configuration_is_base():

@@ -5,8 +5,8 @@ neighbours, and convolves along each column: 5 taps, stride 3, four times, then 
 (Jang et al. 2021, UnivNet, section 2.2) convolves magnitudes over 3 frames and 9 bins, halving the bins three times.
 Both have weight normalisation and leaky ReLU, 0.1 and 0.2 as in the papers, and return logits and feature maps.
 
-Every convolution is a matrix product of shifted, strided slices: forward and backward run at the speed of products on
-a CPU, where XLA's strided convolutions have a slow gradient.
+Every convolution is a matrix product of overlapping blocks of positions: forward and backward run at the speed of
+products on a CPU, where XLA's strided convolutions have a slow gradient.
 """
 
 from typing import NamedTuple
@@ -43,24 +43,37 @@ class Convolution(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(features))
 
     def __call__(self, x: Float[Array, "*batch positions channels"]) -> Float[Array, "*batch kept features"]:
-        kernel = self.kernel[...]
+        kernel, channels = self.kernel[...], x.shape[-1]
         kernel = kernel * (self.gain[...] / jnp.linalg.norm(kernel, axis=(0, 1)))
-        z = flat_product(unfold(x, self.taps, self.stride), kernel.reshape(len(kernel), -1))
+        group = min(16, max(1, 128 // (self.stride * channels)))  # outputs of one product, so that few channels fill it
+        count, reach = -(-x.shape[-2] // self.stride), (group - 1) * self.stride
+        seen = blocks_of(x, group * self.stride, reach + self.taps, self.taps // 2, -(-count // group))
+        # Each output of a group has the kernel at its own place.
+        places = [(i * self.stride * channels, (reach - i * self.stride) * channels) for i in range(group)]
+        wide = jnp.stack([jnp.pad(kernel, (place, (0, 0), (0, 0))) for place in places], axis=2)
+        z = flat_product(seen, wide.reshape(len(wide), -1))
         if self.rows > 1:  # every row's product is shifted to where the row belongs
-            half, count = self.rows // 2, z.shape[-3]
+            half, height = self.rows // 2, z.shape[-3]
             z = jnp.pad(z, [(0, 0)] * (z.ndim - 3) + [(half, half), (0, 0), (0, 0)])
             parts = jnp.split(z, self.rows, axis=-1)
-            z = sum(jax.lax.slice_in_dim(part, k, k + count, axis=-3) for k, part in enumerate(parts))
-        return z + self.bias[...]
+            z = sum(jax.lax.slice_in_dim(part, k, k + height, axis=-3) for k, part in enumerate(parts))
+        z = z.reshape(*z.shape[:-2], -1, kernel.shape[-1])
+        return jax.lax.slice_in_dim(z, 0, count, axis=-2) + self.bias[...]
 
 
-def unfold(x: Array, taps: int, stride: int = 1) -> Array:
-    """Around every `stride`-th position, from the first, its `taps` neighbours as channels, zero beyond the ends:
-    [..., positions, channels] to [..., ceil(positions / stride), taps * channels]."""
-    count, half = -(-x.shape[-2] // stride), taps // 2
-    padded = jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(half, half + stride), (0, 0)])
-    cut = lambda k: jax.lax.slice_in_dim(padded, k, k + (count - 1) * stride + 1, stride, x.ndim - 2)  # noqa: E731
-    return jnp.concatenate([cut(k) for k in range(taps)], axis=-1)
+def blocks_of(x: Array, size: int, span: int, before: int, count: int) -> Array:
+    """`count` runs of `span` positions side by side as channels, one every `size`, the first from position -`before`
+    on, zero beyond the ends: [..., positions, channels] to [..., count, span * channels]."""
+    more = -(-span // size)  # blocks of `size` that a run touches
+    after = max(0, (count + more) * size - before - x.shape[-2])
+    padded = jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(before, after), (0, 0)])
+    padded = jax.lax.slice_in_dim(padded, 0, (count + more) * size, axis=-2)
+    folded = padded.reshape(*x.shape[:-2], count + more, size * x.shape[-1])
+    pieces = []
+    for i in range(more):
+        width = min(size, span - i * size) * x.shape[-1]
+        pieces.append(jax.lax.slice_in_dim(folded, i, i + count, axis=-2)[..., :width])
+    return jnp.concatenate(pieces, axis=-1)
 
 
 class PeriodDiscriminator(nnx.Module):
