@@ -106,6 +106,7 @@ class WaveNet:
     diffusion_steps: int = 1
     label_dropout: float = 0.1
     authors_form: bool = False
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
     remat: bool = False
 
 
@@ -179,6 +180,7 @@ class CausalWaveNet:
     layers: int = 30
     dilation_cycle: int = 10
     label_dropout: float = 0.1
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
     remat: bool = False
 
 

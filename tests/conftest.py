@@ -8,6 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import pytest
 from jaxtyping import install_import_hook
 
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # workers inherit it from the process that starts them
@@ -23,3 +24,15 @@ install_import_hook(  # with PEP 484's rule that an int is a good float
     ["jaxdiff.features", "jaxdiff.networks", "jaxdiff.diffusion"],
     "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
 )
+
+
+@pytest.fixture(scope="module")
+def quick_compilation():
+    """For tests of whole runs, whose cost is compiling: without most of XLA's optimisations, in subprocesses too."""
+    import jax  # not before the variables above are set
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+        jax.config.update("jax_disable_most_optimizations", True)
+        yield
+        jax.config.update("jax_disable_most_optimizations", False)

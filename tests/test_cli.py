@@ -13,6 +13,8 @@ import soundfile
 from jaxdiff.cli import main
 from jaxdiff.data.orchestra import write_orchestra
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 CONFIG = """
 data: {crop: start, seconds: 0.256}
 representation: {kind: compressed_stft, n_fft: 256, hop_length: 128}

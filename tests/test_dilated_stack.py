@@ -11,19 +11,21 @@ from test_networks import FAST_COMPILE, small_wavenet
 from jaxdiff.networks import dilated_stack
 
 
-@pytest.mark.parametrize("frames, condition, kept", [(150, 3, False), (128, 0, True), (7, 3, True)])
-def test_chunks_equal_the_definition(monkeypatch, frames, condition, kept):
+@pytest.mark.parametrize(
+    "frames, condition, kept, lengths", [(150, 3, False, None), (128, 0, True, (128, 70)), (7, 3, True, None)]
+)
+def test_chunks_equal_the_definition(monkeypatch, frames, condition, kept, lengths):
     """150 frames are two chunks and a part of one; the last dilation reaches across chunks, or beyond 7 frames."""
     monkeypatch.setattr(dilated_stack, "_ROWS", 64)
     monkeypatch.setattr(dilated_stack, "_DEAR", 1 if kept else 512)
     network = small_wavenet(layers=9, dilation_cycle=8, condition_features=condition)
     graphdef, params = nnx.split(network)
-    rng = np.random.default_rng(0)
+    rng, ends = np.random.default_rng(0), None if lengths is None else jnp.array(lengths)
     draw = [rng.standard_normal(shape) for shape in ((2, frames, 6), (2, 8), (2, frames, 6), (2, frames, condition))]
 
     def run(name, params, h, e, target, c):
         def loss(params, h, e, c):
-            out = getattr(nnx.merge(graphdef, params), name)(h, e, c)
+            out = getattr(nnx.merge(graphdef, params), name)(h, e, c, ends)
             return (out * target).sum(), out
 
         return jax.value_and_grad(loss, (0, 1, 2, 3) if condition else (0, 1, 2), has_aux=True)(params, h, e, c)

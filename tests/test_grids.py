@@ -13,6 +13,8 @@ from jaxdiff.config import ConfigError, from_dict
 from jaxdiff.diffusion import RectifiedFlow, euler, grid_error, search_grid, time_grid
 from jaxdiff.pipeline import Pipeline, build_model, init_params
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 def test_the_best_two_euler_steps_of_a_gaussian():
     """For x0 ~ N(0, d^2) two Euler steps are a function of the middle time alone: try them all."""

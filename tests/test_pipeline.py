@@ -9,6 +9,8 @@ from jaxdiff.config import ConfigError, from_dict
 from jaxdiff.features import Normalization
 from jaxdiff.pipeline import Pipeline, build_model, init_params
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 TREE = {
     "data": {"seconds": 0.064},
     "representation": {"n_fft": 64, "hop_length": 32},

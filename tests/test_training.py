@@ -28,6 +28,8 @@ from jaxdiff.training import (
     train,
 )
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 SMALL = {
     "data": {"crop": "start", "seconds": 0.256},
     "representation": {"kind": "log_mel", "n_fft": 256, "hop_length": 128, "n_mels": 16},

@@ -17,19 +17,19 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Num
 
-from .layers import Condition, LabelEmbedding, scan_layers, stack
+from .layers import ComputeDtype, Condition, LabelEmbedding, linear_options, product, scan_layers, stack
 from .wavenet import Projection
 
 
 class CausalLayer(nnx.Module):
     """The weights of one layer; He normal kernels, zero biases."""
 
-    def __init__(self, channels: int, skip_channels: int, condition: int, *, rngs: nnx.Rngs):
-        self.past = Projection(channels, 2 * channels, rngs=rngs)
-        self.present = Projection(channels, 2 * channels, rngs=rngs)
-        self.condition = Projection(condition, 2 * channels, rngs=rngs) if condition else None
-        self.residual = Projection(channels, channels, rngs=rngs)
-        self.skip = Projection(channels, skip_channels, rngs=rngs)
+    def __init__(self, channels: int, skip_channels: int, condition: int, **options):
+        self.past = Projection(channels, 2 * channels, **options)
+        self.present = Projection(channels, 2 * channels, **options)
+        self.condition = Projection(condition, 2 * channels, **options) if condition else None
+        self.residual = Projection(channels, channels, **options)
+        self.skip = Projection(channels, skip_channels, **options)
 
 
 class CausalWaveNet(nnx.Module):
@@ -53,9 +53,12 @@ class CausalWaveNet(nnx.Module):
         condition_hop: int = 1,
         num_classes: int = 0,
         label_dropout: float = 0.1,
+        compute_dtype: ComputeDtype = "float32",
         remat: bool = False,
         rngs: nnx.Rngs,
     ):
+        linear_options(compute_dtype)  # raises for an unknown one
+        self.compute_dtype = compute_dtype
         self.levels, self.channels, self.condition_hop, self.remat = levels, channels, condition_hop, remat
         self.takes_frames = condition_features > 0
         self.dilations = tuple(2 ** (i % dilation_cycle) for i in range(layers))
@@ -64,8 +67,10 @@ class CausalWaveNet(nnx.Module):
         self.embedding = nnx.Param(table)  # a row per class, or one row times the sample
         self.label = LabelEmbedding(num_classes, channels, label_dropout, rngs=rngs) if num_classes else None
         condition = condition_features + (channels if num_classes else 0)
-        self.layers = stack(lambda rngs: CausalLayer(channels, skip_channels, condition, rngs=rngs), layers, rngs)
-        self.hidden = Projection(skip_channels, skip_channels, rngs=rngs)
+        options = dict(compute_dtype=compute_dtype)
+        make = lambda rngs: CausalLayer(channels, skip_channels, condition, rngs=rngs, **options)  # noqa: E731
+        self.layers = stack(make, layers, rngs)
+        self.hidden = Projection(skip_channels, skip_channels, rngs=rngs, **options)
         self.output = nnx.Linear(skip_channels, outputs, kernel_init=nnx.initializers.zeros_init(), rngs=rngs)
 
     @property
@@ -106,13 +111,14 @@ class CausalWaveNet(nnx.Module):
         `before` is sample n - 1, and `silence` for n = 0.
         """
         layers, count = self.layers, len(self.dilations)
+        times = lambda x, kernel: product(x, kernel, self.compute_dtype)  # noqa: E731
         offset = np.concatenate([[0], np.cumsum(self.dilations)[:-1]]).astype(np.int32)
         bias = layers.past.bias[...] + layers.present.bias[...]
         frames = self._frames(cond, batch, samples, None)
         constant = bias[:, None]
         if layers.condition is not None and frames is not None:
-            c = jnp.einsum("bfc,lcd->flbd", frames, layers.condition.kernel[...])
-            constant = c + (bias + layers.condition.bias[...])[:, None]
+            c = jax.vmap(lambda kernel: times(frames, kernel))(layers.condition.kernel[...])
+            constant = jnp.transpose(c, (2, 0, 1, 3)) + (bias + layers.condition.bias[...])[:, None]
         kernels = [list(p.kernel[...]) for p in (layers.past, layers.present, layers.residual)]
         skip, residual_bias = layers.skip.kernel[...].reshape(count * self.channels, -1), layers.residual.bias[...]
         (past, present, residual), skip = jax.lax.optimization_barrier((kernels, skip))  # sliced before the loop
@@ -125,10 +131,10 @@ class CausalWaveNet(nnx.Module):
             h, inputs, gated = self._embed(before), [], []
             for i in range(count):
                 inputs.append(h)
-                g = _gate(old[i] @ past[i] + h @ present[i] + given[i])
+                g = _gate(times(old[i], past[i]) + times(h, present[i]) + given[i])
                 gated.append(g)
-                h = h + (g @ residual[i] + residual_bias[i])
-            total = jnp.concatenate(gated, axis=-1) @ skip + skip_bias
+                h = h + (times(g, residual[i]) + residual_bias[i])
+            total = times(jnp.concatenate(gated, axis=-1), skip) + skip_bias
             return cache.at[at].set(jnp.stack(inputs), unique_indices=True), self._head(total)
 
         return step, jnp.zeros((sum(self.dilations), batch, self.channels))

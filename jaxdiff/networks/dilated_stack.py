@@ -21,12 +21,13 @@ _ROOT = 1 / float(np.float32(np.sqrt(2)))  # the layer divides by the float32
 
 
 class _Chunks:
-    """`count` chunks of `size` frames between margins of `reach` zeros; the last may hold frames that do not count."""
+    """`count` chunks of `size` frames between margins of `reach` zeros; frames beyond `lengths` do not count, nor those
+    that fill the last chunk."""
 
-    def __init__(self, batch: int, frames: int, reach: int):
+    def __init__(self, batch: int, frames: int, reach: int, lengths: Array | None):
         self.devices = jax.device_count() if batch % jax.device_count() == 0 else 1
         items = batch // self.devices
-        self.frames, self.reach = frames, reach
+        self.frames, self.reach, self.lengths = frames, reach, lengths
         self.size = min(frames, max(64, _ROWS // items))
         self.count = -(-frames // self.size)
         self.starts = jnp.arange(self.count) * self.size
@@ -40,11 +41,16 @@ class _Chunks:
     def add(self, x: Array, start: Array, chunk: Array) -> Array:
         return jax.lax.dynamic_update_slice_in_dim(x, self.take(x, start) + chunk, start, axis=1)
 
-    def mask(self, chunk: Array, start: Array) -> Array:
+    def mask(self, chunk: Array, start: Array | int) -> Array:
         """Zero where the frames do not count: the next layer must not see them."""
-        if self.count * self.size == self.frames:
+        if self.lengths is None and self.count * self.size == self.frames:
             return chunk
-        return jnp.where((start + jnp.arange(self.size) < self.frames)[:, None], chunk, 0)
+        ends = jnp.array([self.frames]) if self.lengths is None else self.lengths
+        return jnp.where((start + jnp.arange(chunk.shape[1]) < ends[:, None])[..., None], chunk, 0)
+
+    def within(self, x: Array) -> Array:
+        """Zero beyond the lengths, for [batch, frames, channels]."""
+        return x if self.lengths is None else self.mask(x, 0)
 
     def slot(self, slots: Array, index: Array, at: Array) -> Array:
         """A chunk of one of [slots, batch, frames, channels]."""
@@ -70,13 +76,13 @@ def _gates(x: Array, kernel: Array, bias: Array) -> tuple[Array, Array]:
     return jax.nn.sigmoid(gate), jnp.tanh(signal)
 
 
-def _forward(h, steps, c, weights, dilations, reach, backward):
+def _forward(h, steps, c, weights, dilations, lengths, reach, backward):
     """The sum of skips and, for a `backward` pass, y and perhaps the gates of all layers."""
     batch, frames, channels = h.shape
-    chunks, layers, kernels = _Chunks(batch, frames, reach), len(dilations), weights[0]
+    chunks, layers, kernels = _Chunks(batch, frames, reach, lengths), len(dilations), weights[0]
     slots = layers + 1 if backward else 2
     c = None if c is None else chunks.fill(c)
-    first = chunks.fill(h + steps[0][:, None], reach)
+    first = chunks.fill(chunks.within(h + steps[0][:, None]), reach)
     y = jnp.zeros((slots, *first.shape), h.dtype).at[0].set(first)
     keep = backward and kernels.shape[1] >= _DEAR
     gates = jnp.zeros((layers, batch, chunks.count * chunks.size, 2 * channels), h.dtype) if keep else None
@@ -105,22 +111,23 @@ def _forward(h, steps, c, weights, dilations, reach, backward):
     return total[:, :frames], (y, gates)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
-def _stack(h, steps, c, weights, dilations, reach):
-    return _forward(h, steps, c, weights, dilations, reach, False)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(6,))
+def _stack(h, steps, c, weights, dilations, lengths, reach):
+    return _forward(h, steps, c, weights, dilations, lengths, reach, False)[0]
 
 
-def _stack_fwd(h, steps, c, weights, dilations, reach):
-    total, kept = _forward(h, steps, c, weights, dilations, reach, True)
-    return total, (kept, c, weights, dilations)
+def _stack_fwd(h, steps, c, weights, dilations, lengths, reach):
+    total, kept = _forward(h, steps, c, weights, dilations, lengths, reach, True)
+    return total, (kept, c, weights, dilations, lengths)
 
 
 def _stack_bwd(reach, saved, d_total):
-    (y, gates), c, weights, dilations = saved
+    (y, gates), c, weights, dilations, lengths = saved
     batch, frames, channels = d_total.shape
-    chunks, layers = _Chunks(batch, frames, reach), len(dilations)
+    chunks, layers = _Chunks(batch, frames, reach, lengths), len(dilations)
     c_filled, d_total = None if c is None else chunks.fill(c), chunks.fill(d_total)
     nothing = jnp.zeros_like(y[0])
+    own = lambda d_y: chunks.within(d_y[:, reach : reach + frames])  # noqa: E731
 
     def layer(carry, inputs):
         d_next, d_c = carry
@@ -144,14 +151,14 @@ def _stack_bwd(reach, saved, d_total):
         zeros = [jnp.zeros((chunks.devices, *w.shape), w.dtype) for w in (kernel, bias, out_kernel, out_bias)]
         begin = (nothing, d_c, (*zeros, jnp.zeros((batch, channels), d_total.dtype)))
         (d_y, d_c, (*d_weights, d_h)), _ = jax.lax.scan(chunk, begin, chunks.starts)
-        d_step = d_y[:, reach : reach + frames].sum(1) - d_h  # of what reached y beside the layer's h itself
+        d_step = own(d_y).sum(1) - d_h  # of what reached y beside the layer's h itself
         return (d_y, d_c), (d_step, tuple(d_weights))
 
     begin = (nothing, None if c is None else jnp.zeros_like(c_filled))
     inputs = (jnp.arange(layers), weights, dilations)
     (d_y, d_c), (d_steps, d_weights) = jax.lax.scan(layer, begin, inputs, reverse=True)
     d_c = None if c is None else d_c[:, :frames]
-    return d_y[:, reach : reach + frames], d_steps, d_c, jax.tree.map(lambda d: d.sum(1), d_weights), None
+    return own(d_y), d_steps, d_c, jax.tree.map(lambda d: d.sum(1), d_weights), None, None
 
 
 _stack.defvjp(_stack_fwd, _stack_bwd)
@@ -164,8 +171,10 @@ def dilated_stack(
     weights: tuple[Array, Array, Array, Array],
     dilations: Int[Array, " layers"],
     reach: int,
+    lengths: Int[Array, " batch"] | None = None,
 ) -> Float[Array, "batch frames channels"]:
     """Sum of the skips of all layers. `weights` are stacked kernels and biases: of taps (-d, 0, d) and then condition
     [layers, 3 channels + condition, 2 channels], and of the output; `steps` are added to h; `reach` >= all dilations.
+    Frames beyond `lengths` are seen by no other.
     """
-    return _stack(h, steps, c, weights, dilations, reach)
+    return _stack(h, steps, c, weights, dilations, lengths, reach)

@@ -125,6 +125,13 @@ def flat_product(x: Array, kernel: Array, dimension_numbers=None, **options) -> 
     return flat.reshape(*x.shape[:-1], -1)
 
 
+def product(x: Array, kernel: Array, compute_dtype: ComputeDtype) -> Array:
+    """`flat_product` of factors rounded to `compute_dtype`, summed in float32."""
+    if compute_dtype == "float32":
+        return flat_product(x, kernel)
+    return flat_product(x.astype(compute_dtype), kernel.astype(compute_dtype), preferred_element_type=jnp.float32)
+
+
 def layer_norm(h: Array) -> Array:
     """Zero mean and unit variance over channels, without trained scale or bias (modulation supplies both)."""
     h = h - h.mean(-1, keepdims=True)

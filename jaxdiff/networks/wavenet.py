@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from .dilated_stack import dilated_stack
-from .layers import Condition, LabelEmbedding, flat_product, scan_layers, sinusoids, stack
+from .layers import ComputeDtype, Condition, LabelEmbedding, linear_options, product, scan_layers, sinusoids, stack
 
 UPSAMPLER_STRIDES = {16: (4, 4), 64: (8, 8), 128: (16, 8), 256: (16, 16), 512: (32, 16)}
 
@@ -32,7 +32,16 @@ class Projection(nnx.Module):
     Weight normalisation (Salimans & Kingma 2016, eq. 2) gives each output channel a trained gain.
     """
 
-    def __init__(self, features_in: int, features_out: int, *, weight_norm: bool = False, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        features_in: int,
+        features_out: int,
+        *,
+        weight_norm: bool = False,
+        compute_dtype: ComputeDtype = "float32",
+        rngs: nnx.Rngs,
+    ):
+        self.compute_dtype = compute_dtype
         self.kernel = _he(rngs, features_in, features_out)
         self.bias = nnx.Param(jnp.zeros(features_out))
         self.gain = nnx.Param(jnp.linalg.norm(self.kernel[...], axis=0)) if weight_norm else None
@@ -45,7 +54,11 @@ class Projection(nnx.Module):
         return kernel
 
     def __call__(self, x: Array) -> Array:
-        return x @ self.weights() + self.bias[...]
+        return product(x, self.weights(), self.compute_dtype) + self.bias[...]
+
+
+def _within(lengths: Int[Array, " batch"], frames: int) -> Bool[Array, "batch frames 1"]:
+    return (jnp.arange(frames) < lengths[:, None])[..., None]
 
 
 class Upsampler(nnx.Module):
@@ -55,7 +68,8 @@ class Upsampler(nnx.Module):
     input frames, so the convolution is two scaled copies overlap-added. Weight norm here is one gain per kernel.
     """
 
-    def __init__(self, hop: int, *, weight_norm: bool = False, rngs: nnx.Rngs):
+    def __init__(self, hop: int, *, weight_norm: bool = False, compute_dtype: ComputeDtype = "float32", rngs: nnx.Rngs):
+        self.compute_dtype = compute_dtype
         if hop not in UPSAMPLER_STRIDES:
             raise ValueError(
                 f"condition_hop {hop} has no upsampler; use 1 (frames line up) or one of {list(UPSAMPLER_STRIDES)}"
@@ -68,8 +82,13 @@ class Upsampler(nnx.Module):
         norms = [jnp.linalg.norm(k[...]) for k in self.kernels]
         self.gains = nnx.Param(jnp.stack(norms)) if weight_norm else None
 
-    def __call__(self, c: Float[Array, "batch frames channels"]) -> Float[Array, "batch samples channels"]:
+    def __call__(
+        self, c: Float[Array, "batch frames channels"], lengths: Int[Array, " batch"] | None = None
+    ) -> Float[Array, "batch samples channels"]:
+        """`lengths` are the frames that count; what follows them is as what follows the last."""
         for i, stride in enumerate(self.strides):
+            if lengths is not None:
+                c, lengths = jnp.where(_within(lengths, c.shape[1]), c, 0), lengths * stride
             kernel = self.kernels[i][...]
             if self.gains is not None:
                 kernel = kernel * (self.gains[...][i] / jnp.linalg.norm(kernel))
@@ -77,7 +96,7 @@ class Upsampler(nnx.Module):
             wide = jnp.pad(c, ((0, 0), (0, 0), (1, 1)))
             # Across channels: a transposed convolution with padding 1 reads its kernel backwards.
             near = jnp.stack([wide[:, :, 2 - k : 2 - k + channels] for k in range(3)], axis=-1)
-            z = flat_product(near, kernel).mT
+            z = product(near, kernel, self.compute_dtype).mT
             z = jnp.pad(z[:, :, :stride], ((0, 0), (0, 1), (0, 0), (0, 0))) + jnp.pad(
                 z[:, :, stride:], ((0, 0), (1, 0), (0, 0), (0, 0))
             )
@@ -91,24 +110,34 @@ class ResidualLayer(nnx.Module):
     """One gated dilated convolution (module docstring); `h` comes zero-padded by `reach` on both sides."""
 
     def __init__(self, channels: int, embedding: int, condition: int, hop: int, own_upsampler: bool, **options):
-        rngs, weight_norm = options["rngs"], options["weight_norm"]
+        rngs = options["rngs"]
         self.step = nnx.Linear(embedding, channels, kernel_init=_torch_uniform, rngs=rngs)
         self.dilated = Projection(3 * channels, 2 * channels, **options)
         self.condition = Projection(condition, 2 * channels, **options) if condition else None
-        self.upsample = Upsampler(hop, weight_norm=weight_norm, rngs=rngs) if own_upsampler else None
+        self.upsample = Upsampler(hop, **options) if own_upsampler else None
         self.output = Projection(channels, 2 * channels, **options)
+        self.hop = hop
 
-    def __call__(self, h: Array, embedded: Array, c: Array | None, dilation: Array, reach: int) -> tuple[Array, Array]:
+    def __call__(
+        self, h: Array, embedded: Array, c: Array | None, dilation: Array, reach: int, lengths: Array | None = None
+    ) -> tuple[Array, Array]:
         frames = h.shape[1]
-        y = jnp.pad(h + self.step(embedded)[:, None], ((0, 0), (reach, reach), (0, 0)))
+        y = h + self.step(embedded)[:, None]
+        y = y if lengths is None else jnp.where(_within(lengths, frames), y, 0)
+        y = jnp.pad(y, ((0, 0), (reach, reach), (0, 0)))
         starts = (reach - dilation, jnp.full_like(dilation, reach), reach + dilation)
         taps = [jax.lax.dynamic_slice_in_dim(y, start, frames, axis=1) for start in starts]
         z = self.dilated(jnp.concatenate(taps, axis=-1))
         if self.condition is not None and c is not None:
-            z = z + self.condition(c if self.upsample is None else self.upsample(c))
+            z = z + self.condition(c if self.upsample is None else self.upsample(c, _in_condition(lengths, self.hop)))
         gate, signal = jnp.split(z, 2, axis=-1)
         residual, skip = jnp.split(self.output(jax.nn.sigmoid(gate) * jnp.tanh(signal)), 2, axis=-1)
         return (h + residual) / np.sqrt(2).astype(np.float32), skip
+
+
+def _in_condition(lengths: Array | None, hop: int) -> Array | None:
+    """Lengths in condition frames of `hop` network frames."""
+    return None if lengths is None else -(-lengths // hop)
 
 
 def _torch_uniform(key, shape, dtype=jnp.float32, **_):
@@ -146,19 +175,21 @@ class WaveNet(nnx.Module):
         label_dropout: float = 0.1,
         authors_form: bool = False,
         self_conditioning: bool = False,
+        compute_dtype: ComputeDtype = "float32",
         remat: bool = False,
         rngs: nnx.Rngs,
     ):
-        self.self_conditioning = self_conditioning
+        linear_options(compute_dtype)  # raises for an unknown one
+        self.self_conditioning, self.compute_dtype, self.condition_hop = self_conditioning, compute_dtype, condition_hop
         self.diffusion_steps, self.remat, self.layer_count = diffusion_steps, remat, layers
         self.dilations = tuple(2 ** (i % dilation_cycle) for i in range(layers))
         upsampled = condition_features > 0 and condition_hop > 1
-        options = dict(weight_norm=authors_form, rngs=rngs)
+        options = dict(weight_norm=authors_form, compute_dtype=compute_dtype, rngs=rngs)
         self.input = Projection(2 * features if self_conditioning else features, channels, **options)
         self.step_1 = nnx.Linear(128, embedding, kernel_init=_torch_uniform, rngs=rngs)
         self.step_2 = nnx.Linear(embedding, embedding, kernel_init=_torch_uniform, rngs=rngs)
         self.label = LabelEmbedding(num_classes, embedding, label_dropout, rngs=rngs) if num_classes else None
-        self.upsample = Upsampler(condition_hop, rngs=rngs) if upsampled and not authors_form else None
+        self.upsample = Upsampler(condition_hop, **options) if upsampled and not authors_form else None
         self.layers = stack(
             lambda rngs: ResidualLayer(
                 channels,
@@ -166,8 +197,7 @@ class WaveNet(nnx.Module):
                 condition_features,
                 condition_hop,
                 upsampled and authors_form,
-                weight_norm=authors_form,
-                rngs=rngs,
+                **{**options, "rngs": rngs},
             ),
             layers,
             rngs,
@@ -197,26 +227,29 @@ class WaveNet(nnx.Module):
         e = jax.nn.silu(self.step_2(jax.nn.silu(self.step_1(e))))
         if self.label is not None:
             e = e + self.label(cond.label, len(x_t), rngs=rngs)
-        c = cond.frames if self.upsample is None or cond.frames is None else self.upsample(cond.frames)
+        c, lengths = cond.frames, cond.lengths
+        if self.upsample is not None and c is not None:
+            c = self.upsample(c, _in_condition(lengths, self.condition_hop))
         h = jax.nn.relu(self.input(cond.beside(x_t) if self.self_conditioning else x_t))
-        chunked = jax.default_backend() == "cpu" and self.layers.upsample is None
-        total = (self._skips_chunked if chunked else self._skips)(h, e, c)
+        plain = self.layers.upsample is not None or self.compute_dtype != "float32"
+        chunked = jax.default_backend() == "cpu" and not plain
+        total = (self._skips_chunked if chunked else self._skips)(h, e, c, lengths)
         return self.output(jax.nn.relu(self.skip(total / np.sqrt(self.layer_count).astype(np.float32))))
 
-    def _skips(self, h: Array, e: Array, c: Array | None) -> Array:
+    def _skips(self, h: Array, e: Array, c: Array | None, lengths: Array | None) -> Array:
         """The sum of the layers' skips: the definition."""
         reach = max(self.dilations)
 
         def apply(layer, carry, dilation):
             h, total = carry
-            h, skip = layer(h, e, c, dilation, reach)
+            h, skip = layer(h, e, c, dilation, reach, lengths)
             return (h, total + skip), None
 
         start = (h, jnp.zeros_like(h))
         return scan_layers(self.layers, apply, start, jnp.asarray(self.dilations), remat=self.remat)[0][1]
 
-    def _skips_chunked(self, h: Array, e: Array, c: Array | None) -> Array:
-        """The same in chunks of time, which the CPU does about twice as fast."""
+    def _skips_chunked(self, h: Array, e: Array, c: Array | None, lengths: Array | None) -> Array:
+        """The same in chunks of time, which the CPU does about twice as fast; `remat` is not asked for."""
         layers = self.layers
         kernel, bias = layers.dilated.weights(), layers.dilated.bias[...]
         if layers.condition is None or c is None:
@@ -226,4 +259,4 @@ class WaveNet(nnx.Module):
             bias = bias + layers.condition.bias[...]
         steps = jnp.einsum("be,lec->lbc", e, layers.step.kernel[...]) + layers.step.bias[...][:, None]
         weights = (kernel, bias, layers.output.weights(), layers.output.bias[...])
-        return dilated_stack(h, steps, c, weights, jnp.asarray(self.dilations), max(self.dilations))
+        return dilated_stack(h, steps, c, weights, jnp.asarray(self.dilations), max(self.dilations), lengths)
