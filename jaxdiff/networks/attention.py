@@ -72,8 +72,10 @@ def _attend(q: Array, k: Array, v: Array, seen: Array | None) -> Array:
         q, k, v = (x.swapaxes(1, 2) for x in (q * float(1 / np.sqrt(q.shape[-1])), k, v))
         scores = jnp.einsum("bhqc,bhkc->bhqk", q, k, preferred_element_type=jnp.float32)
         scores = scores if seen is None else jnp.where(seen[:, None], scores, -1e30)
-        weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-        return jnp.einsum("bhqk,bhkc->bhqc", weights, v, preferred_element_type=jnp.float32).swapaxes(1, 2)
+        weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))  # divided after the product,
+        total = weights.sum(-1, keepdims=True)  # where there is less to divide
+        out = jnp.einsum("bhqk,bhkc->bhqc", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+        return (out / total).swapaxes(1, 2)
 
     def any_device(q: Array, k: Array, v: Array) -> Array:
         mask = None if seen is None else seen[:, None]
