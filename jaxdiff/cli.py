@@ -314,6 +314,7 @@ def _refuse_to_overwrite(command: Generate, names: list[str]) -> None:
 def _sidecars(command: Generate, pipeline: "Pipeline", labels: list[int]) -> list[dict]:
     wanted = {name: getattr(command, name) for name in pipeline.sampling()._fields}
     sampling = pipeline.sampling(**wanted)._asdict()
+    sources = pipeline.sources(command.source, command.count)
     return [
         {
             "jaxdiff": __version__,
@@ -323,10 +324,10 @@ def _sidecars(command: Generate, pipeline: "Pipeline", labels: list[int]) -> lis
             "item": i,
             "label": pipeline.classes[k] if k >= 0 else None,
             **sampling,
-            "source": str(command.source) if command.source else None,
+            "source": str(source) if source else None,
             "sample_rate": pipeline.sample_rate,
         }
-        for i, k in enumerate(labels)
+        for i, (k, source) in enumerate(zip(labels, sources, strict=True))
     ]
 
 

@@ -5,6 +5,7 @@ chunks of fixed size; item i draws from `fold_in(key(seed), i)` alone, so it is 
 """
 
 import functools
+import itertools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -108,7 +109,7 @@ class Pipeline:
     def items(self, seed: int, index: np.ndarray, samples: int) -> tuple[Array, Batch]:
         """Keys and batch of the items `index` of a seed: classes, or sounds to condition on, in turn."""
         labels = np.array([self.label_index(None, i) for i in index], np.int32)
-        waves = self._sources(None, int(max(index)) + 1, samples)[index]
+        waves = self._waves(self.sources(None, int(max(index)) + 1), samples)[index]
         return _item_keys(jax.random.key(seed), index), {"wave": waves, "label": labels}
 
     def summary(self) -> Summary:
@@ -178,7 +179,7 @@ class Pipeline:
         wanted = max(1, round(seconds * self.sample_rate))
         samples = math.ceil(wanted / hop) * hop
         labels = np.array([self.label_index(label, i) for i in range(count)], np.int32)
-        waves = self._sources(source, count, samples)
+        waves = self._waves(self.sources(source, count), samples)
         guided = sampling.guidance is not None and self._guided(sampling.guidance)
         scale = next((s for s in (sampling.guidance, sampling.temperature) if s is not None), 1.0)
         program, times = self._program(sampling.sampler, guided), self.times(sampling)
@@ -201,18 +202,21 @@ class Pipeline:
             raise ConfigError(f"label {label!r} is unknown; use {known}")
         return self.classes.index(label)
 
-    def _sources(self, source: Path | None, count: int, samples: int) -> np.ndarray:
-        """What the items are conditioned on: silence for generation, sounds for a vocoder."""
-        waves = np.zeros((count, samples), np.float32)
-        if not isinstance(self.config.task, configuration.Vocoding):
-            if source is not None:
-                raise ConfigError("a source is for vocoders; this model generates from noise and a class alone")
-            return waves
-        paths, seconds = source_files(source, self.config), samples / self.sample_rate
-        for i in range(count):
-            path = paths[i % len(paths)]
-            y = read_audio(path, self.sample_rate, channels=self.config.data.channels, seconds=seconds)[:samples]
-            waves[i, : len(y)] = y
+    def sources(self, source: Path | None, count: int) -> list[Path | None]:
+        """The file that each of `count` items is conditioned on, None for generation from noise and a class alone."""
+        if isinstance(self.config.task, configuration.Vocoding):
+            return [*itertools.islice(itertools.cycle(source_files(source, self.config)), count)]
+        if source is not None:
+            raise ConfigError("a source is for vocoders; this model generates from noise and a class alone")
+        return [None] * count
+
+    def _waves(self, sources: list[Path | None], samples: int) -> np.ndarray:
+        """What the items are conditioned on; silence for generation."""
+        waves, seconds = np.zeros((len(sources), samples), np.float32), samples / self.sample_rate
+        for wave, path in zip(waves, sources, strict=True):
+            if path is not None:
+                y = read_audio(path, self.sample_rate, channels=self.config.data.channels, seconds=seconds)[:samples]
+                wave[: len(y)] = y
         return waves
 
 

@@ -254,7 +254,7 @@ def test_blocks_begin_as_the_identity():
     @jax.jit
     def through(params):
         blocks = nnx.merge(nnx.split(network.blocks)[0], params)
-        return scan_layers(blocks, lambda b, h, _: (b(h, c, None), None), h)[0]
+        return scan_layers(blocks, lambda b, h, _: (b(h, c), None), h)[0]
 
     assert (through(nnx.split(network.blocks)[1]) == h).all()
     assert max_relative(through(nnx.split(randomised(make).blocks)[1]), h) > 0.1
@@ -478,6 +478,27 @@ def test_batch_items_do_not_meet(make):
     assert max_relative(other[1], out[1]) > 1e-2
     alone = call(network, x[1:2], t[1:2], Condition(cond.label[1:2], frames[1:2]))
     assert max_relative(alone, out[1:2]) <= 1e-5
+
+
+@pytest.mark.parametrize(
+    ("make", "options"),
+    [(small_convnext, dict(dilation_cycle=2)), (small_hybrid, dict(token_features=3, window=None))],
+    ids=["convnext", "hybrid"],
+)
+def test_a_few_items_at_a_time_are_as_all_at_once(make, options):
+    batch, frames = 6, 150  # two items of 150 frames at a time
+    x, t = normal(1, batch, frames, 2), jnp.linspace(0.1, 0.9, batch)
+    lengths = jnp.array([150, 90, 150, 3, 150, 149])
+    tokens = dict(tokens=normal(2, batch, 4, 3), token_mask=jnp.arange(4) < jnp.arange(batch)[:, None])
+    cond = Condition(lengths=lengths, **tokens)
+    graphdef, params = nnx.split(make(**options))
+    run = lambda params, x: nnx.merge(graphdef, params)(x, t, cond)  # noqa: E731
+    by_turns = jax.jit(run)(params, x)
+    at_once, slope = jax.jit(lambda p, x: jax.jvp(lambda x: run(p, x), (x,), (x,)))(params, x)  # differentiated
+    pulled = jax.jit(lambda p, x: jax.vjp(lambda x: run(p, x), x)[1](jnp.cos(x))[0])(params, x)
+    assert str(jax.make_jaxpr(run)(params, x)).count("scan[") == 2  # layers, and turns within them
+    assert max_relative(by_turns, at_once) < 1e-6
+    assert max_relative(jnp.vdot(slope, jnp.cos(x)), jnp.vdot(x, pulled)) < 1e-4
 
 
 @each_network

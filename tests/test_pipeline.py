@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxdiff.config import ConfigError, from_dict
+from jaxdiff.data import write_audio
 from jaxdiff.features import Normalization
 from jaxdiff.pipeline import Pipeline, build_model, init_params
 
@@ -78,3 +79,17 @@ def test_guidance_moves_the_sound_and_one_is_off(pipeline):
 def test_impossible_requests_get_one_sentence(pipeline, options, sentence):
     with pytest.raises(ConfigError, match=sentence):
         pipeline.generate(**options)
+
+
+def test_a_vocoder_is_conditioned_on_files_in_turn(tmp_path):
+    task = {"kind": "vocoding", "n_fft": 256, "hop_length": 32, "n_mels": 20}
+    config = from_dict({**TREE, "task": task, "data": {"path": str(tmp_path), "seconds": 0.064}})
+    files = [tmp_path / name for name in ("a.wav", "b.wav", "c.wav")]
+    for number, path in enumerate(files):
+        write_audio(path, np.full(1000, 0.1 * number, np.float32), 16000)
+    params = init_params(config, build_model(config, 0, None).features, 0, jax.random.key(1))
+    vocoder = Pipeline(config, (), params, None, step=0, fingerprint="")
+    assert vocoder.sources(None, 5) == files + files[:2]
+    assert vocoder.sources(files[1], 2) == [files[1]] * 2
+    waves = vocoder.items(0, np.array([4, 2]), 1200)[1]["wave"]
+    np.testing.assert_allclose(waves[:, [0, 999, 1000]], [[0.1, 0.1, 0], [0.2, 0.2, 0]], atol=1e-4)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from .layers import ComputeDtype, Condition, Conditioner, linear_options, modulate, scan_layers, stack
+from .layers import ComputeDtype, Condition, Conditioner, linear_options, modulate, scan_blocks, stack
 
 
 def depthwise(
@@ -117,9 +117,9 @@ class ConvNeXt(nnx.Module):
         valid, largest = cond.valid(h.shape[1]), max(self.dilations)
         fixed = largest == 1  # then the slices are known to the compiler
 
-        def apply(block, h, dilation):
-            return block(h, c, valid, 1 if fixed else dilation, None if fixed else largest), None
+        def apply(block, h, items, dilation):
+            return block(h, *items, 1 if fixed else dilation, None if fixed else largest)
 
-        h, _ = scan_layers(self.blocks, apply, h, jnp.asarray(self.dilations), remat=self.remat)
+        h = scan_blocks(self.blocks, apply, h, (c, valid), jnp.asarray(self.dilations), remat=self.remat)
         shift, scale = jnp.split(self.modulation(c), 2, axis=-1)
         return self.output(modulate(h, shift, scale))

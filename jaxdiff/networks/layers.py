@@ -178,6 +178,43 @@ def scan_layers(layers: nnx.Module, apply: Callable, carry, xs=None, *, remat: b
     return jax.lax.scan(jax.checkpoint(body, prevent_cse=False, policy=keep), carry, (params, xs))
 
 
+def scan_blocks(blocks: nnx.Module, apply: Callable, h: Array, items=None, xs=None, *, remat: bool = False) -> Array:
+    """`h` after `h <- apply(block, h, items, x)` with each block of a `stack`: `scan_layers` for blocks that treat the
+    items of a batch alike, `items` being what they see of each item beside `h` (a tree of arrays, None among them).
+
+    A CPU works through a few items at a time where no gradient is asked for: their temporaries stay in the cache.
+    """
+    graphdef, _ = nnx.split(blocks)
+
+    def step(block, h, x):
+        whole = lambda shared, h, items: apply(nnx.merge(graphdef, shared[0]), h, items, shared[1])  # noqa: E731
+        return _few_items_at_a_time(whole, (nnx.split(block)[1], x), h, items), None
+
+    return scan_layers(blocks, step, h, xs, remat=remat)[0]
+
+
+_ROWS = 384  # frames that a device works on at a time, and at least one item
+
+
+def _few_items_at_a_time(function: Callable, shared, h: Array, items) -> Array:
+    """`function(shared, h, items)`; each device of a CPU works through its own items."""
+    devices, (batch, frames, _) = jax.device_count(), h.shape
+    own = batch // devices
+    few = max((n for n in range(1, own + 1) if own % n == 0 and (n == 1 or n * frames <= _ROWS)), default=own)
+    if jax.default_backend() != "cpu" or batch % devices or few == own:
+        return function(shared, h, items)
+
+    @jax.custom_jvp
+    def call(shared, h, items):
+        cut = lambda x: x.reshape(devices, -1, few, *x.shape[1:]).swapaxes(0, 1)  # noqa: E731
+        join = lambda x: x.reshape(devices * few, *x.shape[2:])  # noqa: E731
+        turn = lambda part: function(shared, *jax.tree.map(join, part)).reshape(devices, few, *h.shape[1:])  # noqa: E731
+        return jax.lax.map(turn, jax.tree.map(cut, (h, items))).swapaxes(0, 1).reshape(h.shape)
+
+    call.defjvp(lambda primals, tangents: jax.jvp(function, primals, tangents))
+    return call(shared, h, items)
+
+
 def apply_layer(layer: nnx.Module, *args, remat: bool = False):
     """`layer(*args)`; with `remat` the backward pass recomputes its inside instead of keeping it."""
     if not remat:

@@ -24,7 +24,7 @@ from .layers import (
     conditioning,
     linear_options,
     modulate,
-    scan_layers,
+    scan_blocks,
     sinusoids,
     stack,
     taps,
@@ -69,8 +69,8 @@ class Block(nnx.Module):
         self,
         h: Array,
         c: Array,
-        key: Array | None = None,
         cond: Condition = Condition(),
+        key: Array | None = None,
         dilation: int | Array = 0,
         reach: int | None = None,
     ) -> Array:
@@ -192,7 +192,8 @@ class Transformer(nnx.Module):
             h = h + self.condition(cond.frames)
         drops = rngs is not None and self.dropout > 0
         keys = jax.random.split(rngs.dropout(), self.depth) if drops else None
-        apply = lambda block, h, x: (block(h, c, x[0], cond, x[1], max(self.dilations)), None)  # noqa: E731
-        h, _ = scan_layers(self.blocks, apply, h, (keys, jnp.asarray(self.dilations)), remat=self.remat)
+        apply = lambda block, h, items, x: block(h, *items, *x, max(self.dilations))  # noqa: E731
+        xs = keys, jnp.asarray(self.dilations)
+        h = scan_blocks(self.blocks, apply, h, (c, cond), xs, remat=self.remat)
         shift, scale = jnp.split(self.modulation(c), 2, axis=-1)
         return self.output(modulate(h, shift, scale))
