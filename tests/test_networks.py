@@ -254,7 +254,7 @@ def test_blocks_begin_as_the_identity():
     @jax.jit
     def through(params):
         blocks = nnx.merge(nnx.split(network.blocks)[0], params)
-        return scan_layers(blocks, lambda b, h, _: (b(h, c), None), h)[0]
+        return scan_layers(blocks, lambda b, h, _: (b(h, b.modulation(c)), None), h)[0]
 
     assert (through(nnx.split(network.blocks)[1]) == h).all()
     assert max_relative(through(nnx.split(randomised(make).blocks)[1]), h) > 0.1

@@ -47,9 +47,14 @@ class Block(nnx.Module):
         self.scale = nnx.Param(jnp.full(width, scale))
 
     def __call__(
-        self, h: Array, c: Array, valid: Bool[Array, "batch frames"] | None, dilation: int | Array, reach: int | None
+        self,
+        h: Array,
+        modulation: Array,
+        valid: Bool[Array, "batch frames"] | None,
+        dilation: int | Array,
+        reach: int | None,
     ) -> Array:
-        shift, scale, gate = jnp.split(self.modulation(c), 3, axis=-1)
+        shift, scale, gate = jnp.split(modulation, 3, axis=-1)
         x = depthwise(h if valid is None else h * valid[..., None], self.depthwise[...], dilation, reach)
         x = self.mlp_output(jax.nn.gelu(self.mlp_input(modulate(x, shift, scale))))
         return h + (self.scale[...] + gate)[:, None] * x
@@ -120,6 +125,7 @@ class ConvNeXt(nnx.Module):
         def apply(block, h, items, dilation):
             return block(h, *items, 1 if fixed else dilation, None if fixed else largest)
 
-        h = scan_blocks(self.blocks, apply, h, (c, valid), jnp.asarray(self.dilations), remat=self.remat)
+        items = lambda block: (block.modulation(c), valid)  # noqa: E731
+        h = scan_blocks(self.blocks, apply, h, items, jnp.asarray(self.dilations), remat=self.remat)
         shift, scale = jnp.split(self.modulation(c), 2, axis=-1)
         return self.output(modulate(h, shift, scale))

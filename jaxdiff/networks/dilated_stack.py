@@ -5,7 +5,8 @@
 Time is worked through in chunks whose temporaries stay in the cache; taps and conditioner are one matrix product. Every
 layer's y lies zero-padded in one buffer, a slot per layer, into which the layer before writes chunk by chunk. The
 backward pass reads y again and adds the gradient of X to where its columns came from. Fresh memory costs a CPU as much
-as arithmetic does, so the gates are kept only where computing them again would cost more.
+as arithmetic does, so the gates are kept only where computing them again would cost more. Where no gradient is asked
+for, wide layers convolve by `winograd`.
 """
 
 import functools
@@ -15,8 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from . import winograd
+
 _ROWS = 512  # of a chunk, all items of a device together
 _DEAR = 512  # inputs of a gate from which on it is kept
+_WIDE = 128  # channels from which on sums cost less than the products that they save
 _ROOT = 1 / float(np.float32(np.sqrt(2)))  # the layer divides by the float32
 
 
@@ -24,11 +28,12 @@ class _Chunks:
     """`count` chunks of `size` frames between margins of `reach` zeros; frames beyond `lengths` do not count, nor those
     that fill the last chunk."""
 
-    def __init__(self, batch: int, frames: int, reach: int, lengths: Array | None):
+    def __init__(self, batch: int, frames: int, dilations: tuple[int, ...], lengths: Array | None):
         self.devices = jax.device_count() if batch % jax.device_count() == 0 else 1
         items = batch // self.devices
-        self.frames, self.reach, self.lengths = frames, reach, lengths
+        self.frames, self.reach, self.lengths = frames, max(dilations), lengths
         self.size = min(frames, max(64, _ROWS // items))
+        self.tiled = all(self.size % (4 * d) == 0 for d in dilations)
         self.count = -(-frames // self.size)
         self.starts = jnp.arange(self.count) * self.size
 
@@ -52,9 +57,11 @@ class _Chunks:
         """Zero beyond the lengths, for [batch, frames, channels]."""
         return x if self.lengths is None else self.mask(x, 0)
 
-    def slot(self, slots: Array, index: Array, at: Array) -> Array:
-        """A chunk of one of [slots, batch, frames, channels]."""
-        return jax.lax.dynamic_slice(slots, (index, 0, at, 0), (1, slots.shape[1], self.size, slots.shape[3]))[0]
+    def slot(self, slots: Array, index: Array, at: Array, beyond: int = 0) -> Array:
+        """A chunk of one of [slots, batch, frames, channels], and frames `beyond` it."""
+        return jax.lax.dynamic_slice(slots, (index, 0, at, 0), (1, slots.shape[1], self.size + beyond, slots.shape[3]))[
+            0
+        ]
 
     def seen(self, y: Array, index: Array, c: Array | None, start: Array, dilation: Array) -> Array:
         """What the product of a chunk sees: taps and condition."""
@@ -71,15 +78,16 @@ class _Chunks:
         return jnp.einsum("dnk,dnm->dkm", x, z)
 
 
-def _gates(x: Array, kernel: Array, bias: Array) -> tuple[Array, Array]:
-    gate, signal = jnp.split(x @ kernel + bias, 2, axis=-1)
+def _gates(z: Array) -> tuple[Array, Array]:
+    gate, signal = jnp.split(z, 2, axis=-1)
     return jax.nn.sigmoid(gate), jnp.tanh(signal)
 
 
-def _forward(h, steps, c, weights, dilations, lengths, reach, backward):
+def _forward(h, steps, c, weights, lengths, dilations, backward):
     """The sum of skips and, for a `backward` pass, y and perhaps the gates of all layers."""
     batch, frames, channels = h.shape
-    chunks, layers, kernels = _Chunks(batch, frames, reach, lengths), len(dilations), weights[0]
+    chunks, layers, kernels = _Chunks(batch, frames, dilations, lengths), len(dilations), weights[0]
+    reach, tiled = chunks.reach, chunks.tiled and channels >= _WIDE and not backward
     slots = layers + 1 if backward else 2
     c = None if c is None else chunks.fill(c)
     first = chunks.fill(chunks.within(h + steps[0][:, None]), reach)
@@ -90,13 +98,25 @@ def _forward(h, steps, c, weights, dilations, lengths, reach, backward):
 
     def layer(carry, inputs):
         index, step, next_step, (kernel, bias, out_kernel, out_bias), dilation = inputs
+        tiles = winograd.Tiles(chunks.size, dilation)
+        transformed = winograd.transform(kernel[: 3 * channels]) if tiled else None
+
+        def in_tiles(y: Array, start: Array) -> Array:
+            """What the gates see, in the order of tiles."""
+            near = chunks.slot(y, index % slots, start, beyond=2 * reach)
+            z = winograd.convolve(near[:, reach + tiles.inputs], transformed) + bias
+            return z if c is None else z + chunks.take(c, start)[:, tiles.order] @ kernel[3 * channels :]
 
         def chunk(carry, start):
             y, total, gates = carry
-            x = chunks.seen(y, index % slots, c, start, dilation)
-            a, b = _gates(x, kernel, bias)
-            residual, skip = jnp.split((a * b) @ out_kernel + out_bias, 2, axis=-1)
-            h = x[..., channels : 2 * channels] - step[:, None]
+            if tiled:
+                a, b = _gates(in_tiles(y, start))
+                gated = tiles.in_time(a * b)
+            else:
+                a, b = _gates(chunks.seen(y, index % slots, c, start, dilation) @ kernel + bias)
+                gated = a * b
+            residual, skip = jnp.split(gated @ out_kernel + out_bias, 2, axis=-1)
+            h = chunks.slot(y, index % slots, start + reach) - step[:, None]
             new = chunks.mask((h + residual) * _ROOT + next_step[:, None], start)
             y = jax.lax.dynamic_update_slice(y, new[None], ((index + 1) % slots, 0, start + reach, 0))
             if gates is not None:
@@ -106,25 +126,26 @@ def _forward(h, steps, c, weights, dilations, lengths, reach, backward):
 
         return jax.lax.scan(chunk, carry, chunks.starts)[0], None
 
-    inputs = (jnp.arange(layers), steps, nexts, weights, dilations)
+    inputs = (jnp.arange(layers), steps, nexts, weights, jnp.asarray(dilations))
     (y, total, gates), _ = jax.lax.scan(layer, (y, chunks.fill(jnp.zeros_like(h)), gates), inputs)
     return total[:, :frames], (y, gates)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(6,))
-def _stack(h, steps, c, weights, dilations, lengths, reach):
-    return _forward(h, steps, c, weights, dilations, lengths, reach, False)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+def _stack(h, steps, c, weights, lengths, dilations):
+    return _forward(h, steps, c, weights, lengths, dilations, False)[0]
 
 
-def _stack_fwd(h, steps, c, weights, dilations, lengths, reach):
-    total, kept = _forward(h, steps, c, weights, dilations, lengths, reach, True)
-    return total, (kept, c, weights, dilations, lengths)
+def _stack_fwd(h, steps, c, weights, lengths, dilations):
+    total, kept = _forward(h, steps, c, weights, lengths, dilations, True)
+    return total, (kept, c, weights, lengths)
 
 
-def _stack_bwd(reach, saved, d_total):
-    (y, gates), c, weights, dilations, lengths = saved
+def _stack_bwd(dilations, saved, d_total):
+    (y, gates), c, weights, lengths = saved
     batch, frames, channels = d_total.shape
-    chunks, layers = _Chunks(batch, frames, reach, lengths), len(dilations)
+    chunks, layers = _Chunks(batch, frames, dilations, lengths), len(dilations)
+    reach = chunks.reach
     c_filled, d_total = None if c is None else chunks.fill(c), chunks.fill(d_total)
     nothing = jnp.zeros_like(y[0])
     own = lambda d_y: chunks.within(d_y[:, reach : reach + frames])  # noqa: E731
@@ -136,7 +157,8 @@ def _stack_bwd(reach, saved, d_total):
         def chunk(carry, start):
             d_y, d_c, sums = carry
             x = chunks.seen(y, index, c_filled, start, dilation)
-            a, b = _gates(x, kernel, bias) if gates is None else jnp.split(chunks.slot(gates, index, start), 2, axis=-1)
+            known = None if gates is None else chunks.slot(gates, index, start)
+            a, b = _gates(x @ kernel + bias) if known is None else jnp.split(known, 2, axis=-1)
             d_h = chunks.mask(chunks.take(d_next, start + reach), start) * _ROOT
             d_o = jnp.concatenate([d_h, chunks.take(d_total, start)], axis=-1)
             d_g = d_o @ out_kernel.T
@@ -155,10 +177,10 @@ def _stack_bwd(reach, saved, d_total):
         return (d_y, d_c), (d_step, tuple(d_weights))
 
     begin = (nothing, None if c is None else jnp.zeros_like(c_filled))
-    inputs = (jnp.arange(layers), weights, dilations)
+    inputs = (jnp.arange(layers), weights, jnp.asarray(dilations))
     (d_y, d_c), (d_steps, d_weights) = jax.lax.scan(layer, begin, inputs, reverse=True)
     d_c = None if c is None else d_c[:, :frames]
-    return own(d_y), d_steps, d_c, jax.tree.map(lambda d: d.sum(1), d_weights), None, None
+    return own(d_y), d_steps, d_c, jax.tree.map(lambda d: d.sum(1), d_weights), None
 
 
 _stack.defvjp(_stack_fwd, _stack_bwd)
@@ -169,12 +191,11 @@ def dilated_stack(
     steps: Float[Array, "layers batch channels"],
     c: Float[Array, "batch frames condition"] | None,
     weights: tuple[Array, Array, Array, Array],
-    dilations: Int[Array, " layers"],
-    reach: int,
+    dilations: tuple[int, ...],
     lengths: Int[Array, " batch"] | None = None,
 ) -> Float[Array, "batch frames channels"]:
     """Sum of the skips of all layers. `weights` are stacked kernels and biases: of taps (-d, 0, d) and then condition
-    [layers, 3 channels + condition, 2 channels], and of the output; `steps` are added to h; `reach` >= all dilations.
-    Frames beyond `lengths` are seen by no other.
+    [layers, 3 channels + condition, 2 channels], and of the output; `steps` are added to h. Frames beyond `lengths`
+    are seen by no other.
     """
-    return _stack(h, steps, c, weights, dilations, lengths, reach)
+    return _stack(h, steps, c, weights, lengths, dilations)

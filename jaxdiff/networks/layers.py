@@ -178,9 +178,9 @@ def scan_layers(layers: nnx.Module, apply: Callable, carry, xs=None, *, remat: b
     return jax.lax.scan(jax.checkpoint(body, prevent_cse=False, policy=keep), carry, (params, xs))
 
 
-def scan_blocks(blocks: nnx.Module, apply: Callable, h: Array, items=None, xs=None, *, remat: bool = False) -> Array:
-    """`h` after `h <- apply(block, h, items, x)` with each block of a `stack`: `scan_layers` for blocks that treat the
-    items of a batch alike, `items` being what they see of each item beside `h` (a tree of arrays, None among them).
+def scan_blocks(blocks: nnx.Module, apply: Callable, h: Array, items: Callable, xs=None, *, remat: bool = False):
+    """`h` after `h <- apply(block, h, items(block), x)` with each block of a `stack`: `scan_layers` for blocks that
+    treat the items of a batch alike, `items(block)` being a tree of what a block sees of each item beside `h`.
 
     A CPU works through a few items at a time where no gradient is asked for: their temporaries stay in the cache.
     """
@@ -188,7 +188,7 @@ def scan_blocks(blocks: nnx.Module, apply: Callable, h: Array, items=None, xs=No
 
     def step(block, h, x):
         whole = lambda shared, h, items: apply(nnx.merge(graphdef, shared[0]), h, items, shared[1])  # noqa: E731
-        return _few_items_at_a_time(whole, (nnx.split(block)[1], x), h, items), None
+        return _few_items_at_a_time(whole, (nnx.split(block)[1], x), h, items(block)), None
 
     return scan_layers(blocks, step, h, xs, remat=remat)[0]
 

@@ -68,13 +68,13 @@ class Block(nnx.Module):
     def __call__(
         self,
         h: Array,
-        c: Array,
+        modulation: Array,
         cond: Condition = Condition(),
         key: Array | None = None,
         dilation: int | Array = 0,
         reach: int | None = None,
     ) -> Array:
-        modulation = iter(jnp.split(self.modulation(c), 3 * self.branches, axis=-1))
+        modulations = iter(jnp.split(modulation, 3 * self.branches, axis=-1))
         valid = cond.valid(h.shape[1])
         dtype = dict(compute_dtype=self.compute_dtype)
 
@@ -98,7 +98,7 @@ class Block(nnx.Module):
         convolutions = [] if self.gated is None else [convolve]
         tokens = [] if self.query is None else [attend_to_tokens if cond.tokens is not None else jnp.zeros_like]
         for index, branch in enumerate([*convolutions, attend, *tokens, mix]):
-            shift, scale, gate = next(modulation), next(modulation), next(modulation)
+            shift, scale, gate = next(modulations), next(modulations), next(modulations)
             h = h + gate[:, None] * self._drop(branch(modulate(h, shift, scale)), key, index)
         return h
 
@@ -194,6 +194,7 @@ class Transformer(nnx.Module):
         keys = jax.random.split(rngs.dropout(), self.depth) if drops else None
         apply = lambda block, h, items, x: block(h, *items, *x, max(self.dilations))  # noqa: E731
         xs = keys, jnp.asarray(self.dilations)
-        h = scan_blocks(self.blocks, apply, h, (c, cond), xs, remat=self.remat)
+        items = lambda block: (block.modulation(c), cond)  # noqa: E731
+        h = scan_blocks(self.blocks, apply, h, items, xs, remat=self.remat)
         shift, scale = jnp.split(self.modulation(c), 2, axis=-1)
         return self.output(modulate(h, shift, scale))

@@ -259,4 +259,4 @@ class WaveNet(nnx.Module):
             bias = bias + layers.condition.bias[...]
         steps = jnp.einsum("be,lec->lbc", e, layers.step.kernel[...]) + layers.step.bias[...][:, None]
         weights = (kernel, bias, layers.output.weights(), layers.output.bias[...])
-        return dilated_stack(h, steps, c, weights, jnp.asarray(self.dilations), max(self.dilations), lengths)
+        return dilated_stack(h, steps, c, weights, self.dilations, lengths)
