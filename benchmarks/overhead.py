@@ -36,7 +36,7 @@ CLASSES = 8
 def seconds(call):
     start = time.perf_counter()
     result = call()
-    return round(time.perf_counter() - start, 1), result
+    return time.perf_counter() - start, result
 
 
 def parts(config: Config):
@@ -62,8 +62,8 @@ def compilation(path: Path, sound: Path) -> dict[str, float]:
     row["compile step"], _ = seconds(lowered.compile)
     options = {} if pipeline.classes else {"source": sound}
     first, again = (seconds(lambda: pipeline.generate(**options))[0] for _ in range(2))
-    row["program of sound"] = round(first - again, 1)
-    return row
+    row["program of sound"] = first - again
+    return {name: round(value, 1) for name, value in row.items()}
 
 
 def host(path: Path, steps: int) -> dict[str, float]:
@@ -71,7 +71,7 @@ def host(path: Path, steps: int) -> dict[str, float]:
         config = configuration.load_config(path, {"data.path": str(write_orchestra(Path(folder) / "sounds", count=16))})
         step, state, _, _ = parts(config)
         corpus, mesh = open_corpus(config.data.path, None), sharding.data_mesh()
-        raw = batches(corpus, build.crop(config), config.train.batch, 0, start=0, process=(0, 1))
+        raw = batches(corpus, build.crop(config), config.train.batch, 0, memory=config.data.memory_mb * 2**20)
         state, fixed, times = jax.jit(state)(), next(raw), []
         for _ in range(12):
             elapsed, (state, metrics) = seconds(lambda: jax.block_until_ready(step(state, fixed)))  # noqa: B023

@@ -226,7 +226,7 @@ def _print_train_help() -> None:
 
 # train --------------------------------------------------------------------------------------------------------------
 
-_MAY_CHANGE = re.compile(r"train\.(steps|log_every|sample_every|save_every)|sampling\..*")
+_MAY_CHANGE = re.compile(r"train\.(steps|log_every|sample_every|save_every)|sampling\..*|data\.memory_mb")
 
 
 def _train(command: Train, overrides: dict[str, str]) -> int:

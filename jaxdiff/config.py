@@ -42,6 +42,7 @@ class Data:
     peak_db: float | None = None  # scale each crop to this peak, dB below full scale
     speed: float = 0.0  # play crops up to this many octaves slower or faster
     flip_polarity: bool = False
+    memory_mb: int = 512  # a corpus that fits is decoded once and kept; 0: files are read again for every crop
 
 
 @dataclass(frozen=True)

@@ -89,9 +89,9 @@ def run(config: Config, workdir: Path, *, report: Callable[[str], None] = print)
         sample=lambda state: _sample(config, classes, state, normalization, workdir / "samples" / str(int(state.step))),
         snapshot=lambda state: checkpoints.save_averages(workdir / "snapshots", state),
     )
-    start = int(state.step)
     share = (jax.process_index(), jax.process_count())
-    raw = batches(corpus, crop, config.train.batch // share[1], config.train.seed, start=start, process=share)
+    options = dict(start=int(state.step), process=share, memory=config.data.memory_mb * 2**20)
+    raw = batches(corpus, crop, config.train.batch // share[1], config.train.seed, **options)
     _, stopped = train(
         train_step,
         sharding.replicate(state, mesh),

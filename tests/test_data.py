@@ -154,6 +154,23 @@ def test_batches_are_a_function_of_seed_and_step(folder):
     assert not np.array_equal(other["wave"], ten[0]["wave"])
 
 
+@pytest.mark.parametrize("position", ["start", "random"])
+def test_a_corpus_that_fits_in_memory_is_decoded_once(folder, position):
+    corpus, crop = open_corpus(str(folder)), Crop(800, RATE, position, peak=0.5)
+    size = 4 * RATE * corpus.seconds
+    read, kept = (batches(corpus, crop, 6, seed=3, memory=memory) for memory in (size - 100, size + 100))
+    for _ in range(4):
+        a, b = next(read), next(kept)
+        np.testing.assert_allclose(a["wave"], b["wave"], atol=1e-6)
+        np.testing.assert_array_equal(a["label"], b["label"])
+    for recording in corpus.recordings:
+        recording.path.unlink()
+    assert [next(kept)["wave"].shape for _ in range(9)] == [(6, 800)] * 9
+    with pytest.raises(AudioError, match="no such file|System error"):
+        for _ in range(9):
+            next(read)
+
+
 def test_an_epoch_shows_every_recording_once_and_short_ones_are_padded(folder):
     corpus, crop = open_corpus(str(folder)), Crop(RATE, RATE, "start", peak=0.25)
     batch = next(batches(corpus, crop, 6, seed=0))

@@ -1,11 +1,13 @@
 """From a corpus to batches of raw crops: a Grain pipeline whose batch is a function of (seed, step) alone.
 
 Each epoch is a new permutation of the recordings. A crop starts at a random place of a long recording ("random") or
-at its beginning ("start": one-shots, whose onset matters) and is zero-padded when the recording is shorter. Everything
-that can run on the device (features, noise) is left to the training step.
+at its beginning ("start": one-shots, whose onset matters) and is zero-padded when the recording is shorter. A corpus
+that fits in memory is decoded once. What can run on the device (features, noise) is left to the training step.
 """
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Literal, NamedTuple, TypedDict
 
 import grain
@@ -32,18 +34,35 @@ class Crop(NamedTuple):
     peak: float | None = None
     speed: float = 0.0
 
-    def read(self, recording: Recording, rng: np.random.Generator) -> Batch:
-        """A crop of one recording; randomness from `rng` alone."""
+    def read(self, recording: Recording, rng: np.random.Generator, *, part: "Part | None" = None) -> Batch:
+        """A crop of one recording; randomness from `rng` alone. `part` reads it, None: from its file."""
         octaves = rng.uniform(-self.speed, self.speed) if self.speed else 0.0
         rate = round(self.sample_rate * 2**-octaves)  # played back at sample_rate: speed and pitch x 2**octaves
         seconds = self.samples / rate
         slack = max(0.0, recording.seconds - seconds)
         offset = rng.uniform(0, slack) if self.position == "random" else 0.0
-        y = read_audio(recording.path, rate, channels=self.channels, offset=offset, seconds=seconds)[: self.samples]
+        y = (part or self._from_file)(recording.path, rate, offset, seconds)[: self.samples]
         y = np.pad(y, (0, self.samples - len(y)))
         if self.peak is not None:
             y = y * (self.peak / max(np.abs(y).max(), 1e-4))
         return {"wave": y.astype(np.float32), "label": np.int32(-1 if recording.label is None else recording.label)}
+
+    def _from_file(self, path: Path, rate: int, offset: float, seconds: float) -> np.ndarray:
+        return read_audio(path, rate, channels=self.channels, offset=offset, seconds=seconds)
+
+    def from_memory(self) -> "Part":
+        """Decodes a recording once and keeps it, at the crop's rate: for crops without `speed`."""
+
+        @functools.cache
+        def whole(path: Path) -> np.ndarray:
+            return read_audio(path, self.sample_rate, channels=self.channels)
+
+        return lambda path, rate, offset, seconds: whole(path)[round(offset * rate) :][: round(seconds * rate)]
+
+
+Part = Callable[
+    [Path, int, float, float], np.ndarray
+]  # of a file: at a rate in Hz, from a second on, that many seconds
 
 
 class _Recordings(grain.sources.RandomAccessDataSource):
@@ -61,17 +80,27 @@ class _Recordings(grain.sources.RandomAccessDataSource):
 
 
 def batches(
-    corpus: Corpus, crop: Crop, batch: int, seed: int, *, start: int = 0, process: tuple[int, int] = (0, 1)
+    corpus: Corpus,
+    crop: Crop,
+    batch: int,
+    seed: int,
+    *,
+    start: int = 0,
+    process: tuple[int, int] = (0, 1),
+    memory: float = 0,
 ) -> Iterator[Batch]:
     """Endless batches from step `start` on; reading and resampling run ahead in threads.
 
     Batch k is the same whether the iterator began at 0 or at k. `process` (index, count) gives each host its share of
-    the recordings. Raises AudioError when a recording turns out damaged.
+    the recordings, kept decoded when `memory` bytes hold them all. Raises AudioError when a recording turns out
+    damaged.
     """
     source = grain.MapDataset.source(_Recordings(corpus)).seed(seed)[process[0] :: process[1]]
     if len(source) == 0:
         raise AudioError(f"{corpus.root}: {len(corpus.recordings)} recordings are too few for {process[1]} processes")
-    data = source.shuffle().repeat(None).random_map(crop.read).batch(batch, drop_remainder=True)
+    fits = 4 * crop.sample_rate * corpus.seconds / process[1] <= memory and not crop.speed
+    read = functools.partial(crop.read, part=crop.from_memory() if fits else None)
+    data = source.shuffle().repeat(None).random_map(read).batch(batch, drop_remainder=True)
     iterator = iter(data.to_iter_dataset(grain.ReadOptions(num_threads=4, prefetch_buffer_size=2 * batch)))
     iterator.set_state({"next_index": start})
     return iterator

@@ -48,10 +48,7 @@ class Convolution(nnx.Module):
         group = min(16, max(1, 128 // (self.stride * channels)))  # outputs of one product, so that few channels fill it
         count, reach = -(-x.shape[-2] // self.stride), (group - 1) * self.stride
         seen = blocks_of(x, group * self.stride, reach + self.taps, self.taps // 2, -(-count // group))
-        # Each output of a group has the kernel at its own place.
-        places = [(i * self.stride * channels, (reach - i * self.stride) * channels) for i in range(group)]
-        wide = jnp.stack([jnp.pad(kernel, (place, (0, 0), (0, 0))) for place in places], axis=2)
-        z = flat_product(seen, wide.reshape(len(wide), -1))
+        z = flat_product(seen, places_of(kernel, group, self.stride * channels))
         if self.rows > 1:  # every row's product is shifted to where the row belongs
             half, height = self.rows // 2, z.shape[-3]
             z = jnp.pad(z, [(0, 0)] * (z.ndim - 3) + [(half, half), (0, 0), (0, 0)])
@@ -59,6 +56,18 @@ class Convolution(nnx.Module):
             z = sum(jax.lax.slice_in_dim(part, k, k + height, axis=-3) for k, part in enumerate(parts))
         z = z.reshape(*z.shape[:-2], -1, kernel.shape[-1])
         return jax.lax.slice_in_dim(z, 0, count, axis=-2) + self.bias[...]
+
+
+def places_of(kernel: Float[Array, "inputs rows features"], group: int, shift: int) -> Float[Array, "seen columns"]:
+    """The kernel for `group` outputs, each `shift` inputs after the one before; columns are rows, outputs, features.
+
+    Copies that end `shift` later than a row of the result, cut into such rows, begin `shift` later from row to row.
+    """
+    inputs, rows, features = kernel.shape
+    seen = inputs + (group - 1) * shift
+    copy = jnp.pad(kernel.reshape(inputs, -1), ((0, group * shift), (0, 0)))
+    wide = jnp.broadcast_to(copy, (group, *copy.shape)).reshape(group * len(copy), -1)[: group * seen]
+    return wide.reshape(group, seen, rows, features).transpose(1, 2, 0, 3).reshape(seen, -1)
 
 
 def blocks_of(x: Array, size: int, span: int, before: int, count: int) -> Array:
