@@ -160,33 +160,35 @@ def make_adversarial_step(
         weight = jnp.clip((state.step + 1 - begin) / ramp, 0, 1)
 
         def contest():
+            turns = _turns(len(real))
+
             def criticism(of_real, of_made):
-                adversarial, feature = generator_loss(of_made, game), feature_distance(of_real, of_made)
+                adversarial, feature = generator_loss(of_made, game) / turns, feature_distance(of_real, of_made) / turns
                 loss = weight * (adversarial_weight * adversarial + feature_weight * feature)
                 return loss, {"adversarial": adversarial, "feature": feature}
+
+            def own(of_real, of_made):
+                return discriminator_loss(of_real, of_made, game) / turns
 
             def look(total, waves):
                 real, made = waves
                 (of_real, of_made), pull = jax.vjp(functools.partial(_judge_both, judge, real), discriminators, made)
-                own = jax.value_and_grad(discriminator_loss, argnums=(0, 1))
-                loss, d_own = own(of_real, of_made, game)
+                loss, d_own = jax.value_and_grad(own, argnums=(0, 1))(of_real, of_made)
                 (_, values), d_made = jax.value_and_grad(criticism, argnums=1, has_aux=True)(of_real, of_made)
                 d_discriminators, _ = pull(d_own)
                 _, d_by_critics = pull((jax.tree.map(jnp.zeros_like, of_real), d_made))
                 return jax.tree.map(jnp.add, total, (d_discriminators, {"discriminator": loss, **values})), d_by_critics
 
-            turns = _turns(len(real))
             cut = lambda x: x.reshape(len(x) // turns, turns, -1).swapaxes(0, 1)  # noqa: E731
             total = (jax.tree.map(jnp.zeros_like, discriminators), dict.fromkeys(_VALUES, jnp.zeros(())))
             size = real.shape[1] if segment is None else segment
             start = jax.random.randint(jax.random.fold_in(sound_key, 1), (), 0, real.shape[1] - size + 1)
             seen = [cut(jax.lax.dynamic_slice_in_dim(wave, start, size, axis=1)) for wave in (real, made[1])]
-            total, d_by_critics = jax.lax.scan(look, total, tuple(seen))
-            d_discriminators, values = jax.tree.map(lambda x: x / turns, total)
+            (d_discriminators, values), d_by_critics = jax.lax.scan(look, total, tuple(seen))
             updates, opt_state = optimizers["discriminators"].update(
                 d_discriminators, state.opt_state["discriminators"], discriminators
             )
-            d_by_critics = d_by_critics.swapaxes(0, 1).reshape(len(real), size) / turns
+            d_by_critics = d_by_critics.swapaxes(0, 1).reshape(len(real), size)
             d_by_critics = jax.lax.dynamic_update_slice_in_dim(jnp.zeros_like(real), d_by_critics, start, axis=1)
             return d_by_critics, optax.apply_updates(discriminators, updates), opt_state, values
 

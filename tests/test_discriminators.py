@@ -8,7 +8,13 @@ from flax import nnx
 from oracles import max_relative
 from test_networks import FAST_COMPILE
 
-from jaxdiff.networks.discriminators import Convolution, Discriminators, PeriodDiscriminator, SpectrogramDiscriminator
+from jaxdiff.networks.discriminators import (
+    PERIODS,
+    Convolution,
+    Discriminators,
+    PeriodDiscriminator,
+    SpectrogramDiscriminator,
+)
 
 
 def normal(seed, *shape):
@@ -49,8 +55,8 @@ def judged(network, x, slope):
 
 
 def test_a_period_is_a_column():
-    network, wave = drawn(lambda: PeriodDiscriminator(3, 1, rngs=nnx.Rngs(0))), normal(1, 2, 100)
-    found = jax.jit(network)(wave)
+    network, wave = drawn(lambda: PeriodDiscriminator(1, rngs=nnx.Rngs(0))), normal(1, 2, 100)
+    found = jax.jit(lambda wave: network(wave, 3))(wave)
     for i, y in enumerate(np.asarray(wave)):
         folded = np.concatenate([y, y[-2:-4:-1]])  # reflected to 102
         columns = np.stack([folded[k::3] for k in range(3)])
@@ -77,19 +83,33 @@ def test_the_papers_sizes():
     per_period = kernels + 2 * (sum(channels[1:]) + 1)  # a gain and a bias for each output channel
     assert count(network.periods) == 5 * per_period
     assert 41.0e6 < 5 * kernels < 41.2e6
-    assert count(network.spectra[0]) == 27 * 32 + 3 * 27 * 32 * 32 + 9 * 32 * 32 + 9 * 32 + 2 * (5 * 32 + 1)
+    assert count(network.spectra) / 3 == 27 * 32 + 3 * 27 * 32 * 32 + 9 * 32 * 32 + 9 * 32 + 2 * (5 * 32 + 1)
+
+
+def test_each_has_weights_of_its_own():
+    network, wave = (
+        drawn(lambda: Discriminators(1, period_width=1, spectral_width=2, rngs=nnx.Rngs(0))),
+        normal(1, 1, 66),
+    )
+    said = jax.jit(network, compiler_options=FAST_COMPILE)(wave, [normal(2, 1, 5, 33)])
+    assert len(said) == len(PERIODS) + 1
+    graphdef, params = nnx.split(network.periods)
+    for i, period in enumerate(PERIODS):
+        alone = nnx.merge(graphdef, jax.tree.map(lambda leaf, i=i: leaf[i], params))
+        expected = jax.jit(lambda wave, one=alone, p=period: one(wave, p), compiler_options=FAST_COMPILE)(wave)
+        assert max_relative(said[i].logits, expected.logits) <= 1e-5
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_gradients_are_finite_also_at_silence_and_items_are_apart(dtype):
-    make = (lambda: PeriodDiscriminator(2, 1, rngs=nnx.Rngs(0)), lambda: SpectrogramDiscriminator(2, rngs=nnx.Rngs(0)))
+    make = (lambda: PeriodDiscriminator(1, rngs=nnx.Rngs(0)), lambda: SpectrogramDiscriminator(2, rngs=nnx.Rngs(0)))
     graphdef, params = nnx.split(nnx.List([drawn(m) for m in make]))
     params = jax.tree.map(lambda p: p.astype(dtype), params)
     wave = jnp.concatenate([normal(3, 1, 64), jnp.zeros((1, 64))]).astype(dtype)
 
     def total(params, wave):
         period, spectral = nnx.merge(graphdef, params)
-        said = [period(wave), spectral(wave.reshape(len(wave), 4, 16))]
+        said = [period(wave, 2), spectral(wave.reshape(len(wave), 4, 16))]
         return sum((j.logits.astype(jnp.float32) ** 2).sum() for j in said), said[0].logits
 
     run = jax.jit(jax.value_and_grad(total, argnums=(0, 1), has_aux=True), compiler_options=FAST_COMPILE)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from .layers import flat_product
+from .layers import flat_product, stack
 
 PERIODS = (2, 3, 5, 7, 11)
 
@@ -28,6 +28,9 @@ class Judgement(NamedTuple):
     maps: tuple[Array, ...]
 
 
+Weights = tuple[Array, Array]  # of one convolution: the kernel of its product, and its bias
+
+
 class Convolution(nnx.Module):
     """Over the second last axis, `taps` wide and of every `stride`-th position; with `rows` also over that many
     neighbours of the axis before it. Zero beyond the ends.
@@ -37,37 +40,48 @@ class Convolution(nnx.Module):
 
     def __init__(self, channels: int, features: int, taps: int, *, stride: int = 1, rows: int = 1, rngs: nnx.Rngs):
         self.taps, self.stride, self.rows = taps, stride, rows
+        self.group = min(16, max(1, 128 // (stride * channels)))  # outputs of one product, so that few channels fill it
+        self.shift = stride * channels
         shape = (taps * channels, rows, features)
         self.kernel = nnx.Param(jax.random.normal(rngs.params(), shape) / (taps * channels * rows) ** 0.5)
         self.gain = nnx.Param(jnp.linalg.norm(self.kernel[...], axis=(0, 1)))
         self.bias = nnx.Param(jnp.zeros(features))
 
-    def __call__(self, x: Float[Array, "*batch positions channels"]) -> Float[Array, "*batch kept features"]:
-        kernel, channels = self.kernel[...], x.shape[-1]
-        kernel = kernel * (self.gain[...] / jnp.linalg.norm(kernel, axis=(0, 1)))
-        group = min(16, max(1, 128 // (self.stride * channels)))  # outputs of one product, so that few channels fill it
+    def weights(self) -> Weights:
+        """Also of a `stack`."""
+        kernel = self.kernel[...]
+        kernel = kernel * (self.gain[...] / jnp.linalg.norm(kernel, axis=(-3, -2)))[..., None, None, :]
+        return places_of(kernel, self.group, self.shift), self.bias[...]
+
+    def __call__(
+        self, x: Float[Array, "*batch positions channels"], weights: Weights
+    ) -> Float[Array, "*batch kept features"]:
+        (kernel, bias), group = weights, self.group
         count, reach = -(-x.shape[-2] // self.stride), (group - 1) * self.stride
         seen = blocks_of(x, group * self.stride, reach + self.taps, self.taps // 2, -(-count // group))
-        z = flat_product(seen, places_of(kernel, group, self.stride * channels))
+        z = flat_product(seen, kernel)
         if self.rows > 1:  # every row's product is shifted to where the row belongs
             half, height = self.rows // 2, z.shape[-3]
             z = jnp.pad(z, [(0, 0)] * (z.ndim - 3) + [(half, half), (0, 0), (0, 0)])
             parts = jnp.split(z, self.rows, axis=-1)
             z = sum(jax.lax.slice_in_dim(part, k, k + height, axis=-3) for k, part in enumerate(parts))
-        z = z.reshape(*z.shape[:-2], -1, kernel.shape[-1])
-        return jax.lax.slice_in_dim(z, 0, count, axis=-2) + self.bias[...]
+        z = z.reshape(*z.shape[:-2], -1, len(bias))
+        return jax.lax.slice_in_dim(z, 0, count, axis=-2) + bias
 
 
-def places_of(kernel: Float[Array, "inputs rows features"], group: int, shift: int) -> Float[Array, "seen columns"]:
+def places_of(
+    kernel: Float[Array, "*stack inputs rows features"], group: int, shift: int
+) -> Float[Array, "*stack seen columns"]:
     """The kernel for `group` outputs, each `shift` inputs after the one before; columns are rows, outputs, features.
 
     Copies that end `shift` later than a row of the result, cut into such rows, begin `shift` later from row to row.
     """
-    inputs, rows, features = kernel.shape
+    *stack, inputs, rows, features = kernel.shape
     seen = inputs + (group - 1) * shift
-    copy = jnp.pad(kernel.reshape(inputs, -1), ((0, group * shift), (0, 0)))
-    wide = jnp.broadcast_to(copy, (group, *copy.shape)).reshape(group * len(copy), -1)[: group * seen]
-    return wide.reshape(group, seen, rows, features).transpose(1, 2, 0, 3).reshape(seen, -1)
+    copy = jnp.pad(kernel, [(0, 0)] * len(stack) + [(0, group * shift), (0, 0), (0, 0)])
+    copies = jnp.broadcast_to(copy[..., None, :, :, :], (*stack, group, seen + shift, rows, features))
+    wide = copies.reshape(*stack, -1, rows, features)[..., : group * seen, :, :]
+    return jnp.moveaxis(wide.reshape(*stack, group, seen, rows, features), -4, -2).reshape(*stack, seen, -1)
 
 
 def blocks_of(x: Array, size: int, span: int, before: int, count: int) -> Array:
@@ -85,53 +99,74 @@ def blocks_of(x: Array, size: int, span: int, before: int, count: int) -> Array:
     return jnp.concatenate(pieces, axis=-1)
 
 
-class PeriodDiscriminator(nnx.Module):
-    """One period; `width` channels in the first layer, then 4, 16, 32 and 32 times as many (HiFi-GAN: 32)."""
+class _Discriminator(nnx.Module):
+    """Convolutions with leaky ReLU and one that gives the logits."""
 
-    def __init__(self, period: int, width: int, *, rngs: nnx.Rngs):
-        self.period = period
-        channels = [1, width, 4 * width, 16 * width, 32 * width, 32 * width]
-        strides = (3, 3, 3, 3, 1)
-        self.layers = nnx.List(
-            [Convolution(channels[i], channels[i + 1], 5, stride=stride, rngs=rngs) for i, stride in enumerate(strides)]
-        )
-        self.output = Convolution(channels[-1], 1, 3, rngs=rngs)
+    def __init__(self, layers: list[Convolution], output: Convolution, slope: float):
+        self.layers, self.output, self.slope = nnx.List(layers), output, slope
 
-    def __call__(self, wave: Float[Array, "batch samples"]) -> Judgement:
-        wave = jnp.pad(wave, ((0, 0), (0, -wave.shape[1] % self.period)), mode="reflect")
-        x, maps = wave.reshape(len(wave), -1, self.period).mT[..., None], []
-        for layer in self.layers:
-            x = jax.nn.leaky_relu(layer(x), 0.1)
+    def weights(self) -> list[Weights]:
+        """Of the layers and of the output; also of a `stack`."""
+        return [layer.weights() for layer in (*self.layers, self.output)]
+
+    def judge(self, x: Array, weights: list[Weights] | None) -> Judgement:
+        """Of [batch, rows, positions]; `weights` None: its own."""
+        weights = self.weights() if weights is None else weights
+        x, maps = x[..., None], []
+        for layer, w in zip(self.layers, weights[:-1], strict=True):
+            x = jax.nn.leaky_relu(layer(x, w), self.slope)
             maps.append(x)
-        return Judgement(self.output(x).reshape(len(x), -1), tuple(maps))
+        return Judgement(self.output(x, weights[-1]).reshape(len(x), -1), tuple(maps))
 
 
-class SpectrogramDiscriminator(nnx.Module):
+class PeriodDiscriminator(_Discriminator):
+    """Of any period; `width` channels in the first layer, then 4, 16, 32 and 32 times as many (HiFi-GAN: 32)."""
+
+    def __init__(self, width: int, *, rngs: nnx.Rngs):
+        channels = [1, width, 4 * width, 16 * width, 32 * width, 32 * width]
+        shapes = zip(channels, channels[1:], (3, 3, 3, 3, 1), strict=False)
+        layers = [Convolution(c, features, 5, stride=stride, rngs=rngs) for c, features, stride in shapes]
+        super().__init__(layers, Convolution(channels[-1], 1, 3, rngs=rngs), 0.1)
+
+    def __call__(
+        self, wave: Float[Array, "batch samples"], period: int, weights: list[Weights] | None = None
+    ) -> Judgement:
+        wave = jnp.pad(wave, ((0, 0), (0, -wave.shape[1] % period)), mode="reflect")
+        return self.judge(wave.reshape(len(wave), -1, period).mT, weights)
+
+
+class SpectrogramDiscriminator(_Discriminator):
     """One resolution; `width` channels in every layer (UnivNet: 32)."""
 
     def __init__(self, width: int, *, rngs: nnx.Rngs):
         shapes = ((1, 9, 1), (width, 9, 2), (width, 9, 2), (width, 9, 2), (width, 3, 1))
-        self.layers = nnx.List([Convolution(c, width, taps, stride=s, rows=3, rngs=rngs) for c, taps, s in shapes])
-        self.output = Convolution(width, 1, 3, rows=3, rngs=rngs)
+        layers = [Convolution(c, width, taps, stride=s, rows=3, rngs=rngs) for c, taps, s in shapes]
+        super().__init__(layers, Convolution(width, 1, 3, rows=3, rngs=rngs), 0.2)
 
-    def __call__(self, magnitude: Float[Array, "batch frames bins"]) -> Judgement:
-        x, maps = magnitude[..., None], []
-        for layer in self.layers:
-            x = jax.nn.leaky_relu(layer(x), 0.2)
-            maps.append(x)
-        return Judgement(self.output(x).reshape(len(x), -1), tuple(maps))
+    def __call__(self, magnitude: Float[Array, "batch frames bins"], weights: list[Weights] | None = None) -> Judgement:
+        return self.judge(magnitude, weights)
 
 
 class Discriminators(nnx.Module):
-    """All of them: one per period of `PERIODS`, of `period_width`, and one per spectrogram, of `spectral_width`."""
+    """All of them: one per period of `PERIODS`, of `period_width`, and one per spectrogram, of `spectral_width`.
+
+    Those of a kind are a `stack`, so that what concerns their weights alone is compiled once for all.
+    """
 
     def __init__(self, resolutions: int, *, period_width: int = 32, spectral_width: int = 32, rngs: nnx.Rngs):
-        self.periods = nnx.List([PeriodDiscriminator(p, period_width, rngs=rngs) for p in PERIODS])
-        self.spectra = nnx.List([SpectrogramDiscriminator(spectral_width, rngs=rngs) for _ in range(resolutions)])
+        self.periods = stack(lambda rngs: PeriodDiscriminator(period_width, rngs=rngs), len(PERIODS), rngs)
+        self.spectra = stack(lambda rngs: SpectrogramDiscriminator(spectral_width, rngs=rngs), resolutions, rngs)
 
     def __call__(
         self, wave: Float[Array, "batch samples"], magnitudes: list[Float[Array, "batch _ _"]]
     ) -> list[Judgement]:
         """`magnitudes` are spectrograms of `wave`, one per resolution."""
-        spectra = zip(self.spectra, magnitudes, strict=True)
-        return [judge(wave) for judge in self.periods] + [judge(magnitude) for judge, magnitude in spectra]
+        periods = zip(PERIODS, _apart(self.periods.weights(), len(PERIODS)), strict=True)
+        spectra = zip(magnitudes, _apart(self.spectra.weights(), len(magnitudes)), strict=True)
+        return [self.periods(wave, *one) for one in periods] + [self.spectra(*one) for one in spectra]
+
+
+def _apart(weights: list[Weights], count: int) -> list[list[Weights]]:
+    """Each discriminator's weights of those of a stack."""
+    parts = [[jnp.split(leaf, count) for leaf in pair] for pair in weights]
+    return [[tuple(leaf[i][0] for leaf in pair) for pair in parts] for i in range(count)]
