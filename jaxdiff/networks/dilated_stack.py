@@ -111,12 +111,13 @@ def _forward(h, steps, c, weights, lengths, dilations, backward):
             y, total, gates = carry
             if tiled:
                 a, b = _gates(in_tiles(y, start))
-                gated = tiles.in_time(a * b)
+                gated, here = tiles.in_time(a * b), chunks.slot(y, index % slots, start + reach)
             else:
-                a, b = _gates(chunks.seen(y, index % slots, c, start, dilation) @ kernel + bias)
-                gated = a * b
+                x = chunks.seen(y, index % slots, c, start, dilation)
+                a, b = _gates(x @ kernel + bias)
+                gated, here = a * b, x[..., channels : 2 * channels]
             residual, skip = jnp.split(gated @ out_kernel + out_bias, 2, axis=-1)
-            h = chunks.slot(y, index % slots, start + reach) - step[:, None]
+            h = here - step[:, None]
             new = chunks.mask((h + residual) * _ROOT + next_step[:, None], start)
             y = jax.lax.dynamic_update_slice(y, new[None], ((index + 1) % slots, 0, start + reach, 0))
             if gates is not None:
