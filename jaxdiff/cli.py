@@ -284,6 +284,7 @@ def _generate(command: Generate) -> int:
     labels = [pipeline.label_index(command.label, i) for i in range(command.count)]
     names = [f"{i:04d}" + (f"-{pipeline.classes[k]}" if k >= 0 else "") for i, k in enumerate(labels)]
     _refuse_to_overwrite(command, names)
+    sources = pipeline.sources(command.source, command.count)
     waves = pipeline.generate(
         count=command.count,
         seconds=command.seconds,
@@ -294,12 +295,12 @@ def _generate(command: Generate) -> int:
         temperature=command.temperature,
         sampler=command.sampler,
         spacing=command.spacing,
-        source=command.source,
+        source=sources,
     )
     command.out.mkdir(parents=True, exist_ok=True)
     from .data.pictures import write_sounds
 
-    write_sounds(command.out, waves, names, pipeline.sample_rate, _sidecars(command, pipeline, labels))
+    write_sounds(command.out, waves, names, pipeline.sample_rate, _sidecars(command, pipeline, labels, sources))
     _out.print(f"{len(waves)} sounds of {waves.shape[1] / pipeline.sample_rate:g} s in {command.out}", markup=False)
     return 0
 
@@ -311,10 +312,9 @@ def _refuse_to_overwrite(command: Generate, names: list[str]) -> None:
         raise ConfigError(f"{there[0]}: exists; give another --out, or --overwrite to replace it")
 
 
-def _sidecars(command: Generate, pipeline: "Pipeline", labels: list[int]) -> list[dict]:
+def _sidecars(command: Generate, pipeline: "Pipeline", labels: list[int], sources: list[Path | None]) -> list[dict]:
     wanted = {name: getattr(command, name) for name in pipeline.sampling()._fields}
     sampling = pipeline.sampling(**wanted)._asdict()
-    sources = pipeline.sources(command.source, command.count)
     return [
         {
             "jaxdiff": __version__,

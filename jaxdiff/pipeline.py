@@ -159,13 +159,14 @@ class Pipeline:
         temperature: float | None = None,
         sampler: str | None = None,
         spacing: str | None = None,
-        source: Path | None = None,
+        source: Path | list[Path | None] | None = None,
     ) -> np.ndarray:
         """`count` sounds [count, samples], float32, at `sample_rate`.
 
         `label` None gives item i class i modulo the number of classes. None elsewhere means the configuration's value
         (for `seconds`, the training crop). A vocoder is conditioned on the sounds of `source` (a file or folder; None:
-        the corpus it was trained on), item i on the i-th, in turn. Raises ConfigError for values that cannot be met.
+        the corpus it was trained on), item i on the i-th, in turn, or on the files that `sources` named. Raises
+        ConfigError for values that cannot be met.
         """
         wanted = Sampling(sampler, steps, spacing, guidance, temperature)
         sampling = self.sampling(**wanted._asdict())
@@ -179,7 +180,7 @@ class Pipeline:
         wanted = max(1, round(seconds * self.sample_rate))
         samples = math.ceil(wanted / hop) * hop
         labels = np.array([self.label_index(label, i) for i in range(count)], np.int32)
-        waves = self._waves(self.sources(source, count), samples)
+        waves = self._waves(source if isinstance(source, list) else self.sources(source, count), samples)
         guided = sampling.guidance is not None and self._guided(sampling.guidance)
         scale = next((s for s in (sampling.guidance, sampling.temperature) if s is not None), 1.0)
         program, times = self._program(sampling.sampler, guided), self.times(sampling)

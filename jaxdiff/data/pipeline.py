@@ -24,6 +24,9 @@ class Batch(TypedDict):
     label: np.ndarray
 
 
+Part = Callable[[Path, int, float, float], np.ndarray]  # (file, rate in Hz, offset and length in seconds) -> samples
+
+
 class Crop(NamedTuple):
     """How a recording becomes a training example; `speed` s draws playback speeds from 2**-s to 2**s octaves."""
 
@@ -34,7 +37,7 @@ class Crop(NamedTuple):
     peak: float | None = None
     speed: float = 0.0
 
-    def read(self, recording: Recording, rng: np.random.Generator, *, part: "Part | None" = None) -> Batch:
+    def read(self, recording: Recording, rng: np.random.Generator, *, part: Part | None = None) -> Batch:
         """A crop of one recording; randomness from `rng` alone. `part` reads it, None: from its file."""
         octaves = rng.uniform(-self.speed, self.speed) if self.speed else 0.0
         rate = round(self.sample_rate * 2**-octaves)  # played back at sample_rate: speed and pitch x 2**octaves
@@ -50,7 +53,7 @@ class Crop(NamedTuple):
     def _from_file(self, path: Path, rate: int, offset: float, seconds: float) -> np.ndarray:
         return read_audio(path, rate, channels=self.channels, offset=offset, seconds=seconds)
 
-    def from_memory(self) -> "Part":
+    def from_memory(self) -> Part:
         """Decodes a recording once and keeps it, at the crop's rate: for crops without `speed`."""
 
         @functools.cache
@@ -58,11 +61,6 @@ class Crop(NamedTuple):
             return read_audio(path, self.sample_rate, channels=self.channels)
 
         return lambda path, rate, offset, seconds: whole(path)[round(offset * rate) :][: round(seconds * rate)]
-
-
-Part = Callable[
-    [Path, int, float, float], np.ndarray
-]  # of a file: at a rate in Hz, from a second on, that many seconds
 
 
 class _Recordings(grain.sources.RandomAccessDataSource):
