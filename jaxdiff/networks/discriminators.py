@@ -48,7 +48,7 @@ class Convolution(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(features))
 
     def weights(self) -> Weights:
-        """Also of a `stack`."""
+        """Normalised; also of a `stack`, each of its layers on its own."""
         kernel = self.kernel[...]
         kernel = kernel * (self.gain[...] / jnp.linalg.norm(kernel, axis=(-3, -2)))[..., None, None, :]
         return places_of(kernel, self.group, self.shift), self.bias[...]
