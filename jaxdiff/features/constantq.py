@@ -58,7 +58,8 @@ def vqt(
     rectangular bandwidth (Glasberg & Moore 1990). `filter_scale` lengthens all filters, `norm` is the p-norm that each
     is given, `sparsity` the share of each filter's spectrum (by magnitude, smallest first) that is dropped. With
     `scale`, a sine of amplitude A at f_k has magnitude `A / 2 sqrt(length of filter k in samples)`. A hop with few
-    factors of 2 is slow, because an octave runs at half the rate of the one above only if its hop stays whole.
+    factors of 2 is slow, because an octave runs at half the rate of the one above only if its hop stays whole (and its
+    highest bin is at most a fifth of that rate, as in librosa 1.0; before 1.0 librosa halves regardless).
 
     Agrees with librosa to 2e-6 of the maximum at the full rate and to 3e-4 at lower ones, but only to 5e-3 where a
     filter comes near half of its octave's rate (there soxr, which lowers the rate in librosa, rolls off a little
@@ -207,11 +208,11 @@ def _octaves(
     available = (hop_length & -hop_length).bit_length() - 1  # how often the hop can be halved
     spare = max(0, int(np.ceil(np.log2(sr / 2 / highest))) - 2)  # how often the rate can be, for all bins
     first = min(spare, max(0, available + 1 - count))
-    octaves = []
-    for i in range(count):
-        factor = 2 ** min(first + i, available)
-        stop = n_bins - i * bins_per_octave
+    octaves, factor = [], 2**first
+    for stop in range(n_bins, 0, -bins_per_octave):
         octave = slice(max(0, stop - bins_per_octave), stop)
+        if octaves and factor < 2**available and frequencies[stop - 1] <= sr / factor / 5:
+            factor *= 2  # its filters stay clear of the roll-off
         filters = _filters(frequencies[octave], seconds[octave], sr / factor, norm, sparsity, window)
         filters *= (sr * seconds[octave]) ** (0.5 if scale else 1.0)
         octaves.append((factor, np.concatenate([filters.real, filters.imag], axis=1)))
