@@ -66,9 +66,10 @@ def read_averages(directory: Path, like: Any) -> list[Snapshot]:
         raise CheckpointError(f"{directory}: no snapshots of averages; train with train.posthoc_ema true")
     args = ocp.args.StandardRestore(_abstract(_named((like,) * len(SIGMA_RELS))))
     found = []
-    for step in sorted(int(p.name) for p in folders):
-        averages = _restore(directory, step, averages=args)["averages"]
-        found += [Snapshot(step, width, averages[str(width)]) for width in SIGMA_RELS]
+    with _manager(directory, keep=None) as manager:
+        for step in sorted(int(p.name) for p in folders):
+            averages = _read(manager, step, averages=args)["averages"]
+            found += [Snapshot(step, width, averages[str(width)]) for width in SIGMA_RELS]
     return found
 
 
@@ -153,9 +154,12 @@ def _abstract(tree: Any) -> Any:
 
 def _restore(directory: Path, step: int, **items: Any) -> Any:
     with _manager(directory) as manager:
-        try:
-            return manager.restore(step, args=ocp.args.Composite(**items))
-        except (ValueError, KeyError) as error:
-            raise CheckpointError(
-                f"{directory}/{step}: does not fit this model ({str(error).splitlines()[0]})"
-            ) from error
+        return _read(manager, step, **items)
+
+
+def _read(manager: ocp.CheckpointManager, step: int, **items: Any) -> Any:
+    try:
+        return manager.restore(step, args=ocp.args.Composite(**items))
+    except (ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(f"{manager.directory}/{step}: does not fit this model ({reason})") from error
