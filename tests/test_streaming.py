@@ -23,10 +23,13 @@ def wave(*shape: int) -> jnp.ndarray:
 
 def run(stream, chunks, axis: int):
     """All outputs of a stream, `delay` dropped; chunks are scanned over."""
-    lead = chunks.shape[1:axis]
-    state, out = jax.lax.scan(stream.step, stream.init(lead), chunks)
-    out = jnp.concatenate([jnp.concatenate(list(out), axis=-1), stream.finish(state)], axis=-1)
-    return out[..., stream.delay :]
+
+    @jax.jit
+    def stream_all(chunks):
+        state, out = jax.lax.scan(stream.step, stream.init(chunks.shape[1:axis]), chunks)
+        return jnp.concatenate([*out, stream.finish(state)], axis=-1)[..., stream.delay :]
+
+    return stream_all(chunks)
 
 
 @pytest.mark.parametrize("options", CASES)

@@ -253,8 +253,8 @@ def test_a_vocoder_trains_against_discriminators_and_resumes_bit_for_bit(folder,
     tiny = {"data.path": str(folder), "data.seconds": "0.128", "task.n_fft": "256", "task.hop_length": "64",
             "task.n_mels": "20", "representation.n_fft": "256", "representation.hop_length": "64",
             "network.width": "16", "network.depth": "1", "method.begin": "0.5", "method.segment": "0.1",
-            "method.period_width": "1", "method.spectral_width": "2", "train.steps": "8", "train.batch": "2",
-            "train.sample_every": "0", "train.log_every": "1"}  # fmt: skip
+            "method.period_width": "1", "method.spectral_width": "2", "method.mel_weight": "0", "train.steps": "8",
+            "train.batch": "2", "train.sample_every": "0", "train.log_every": "1"}  # fmt: skip
     config = configuration.load_config(path, tiny)
     runs.run(config, tmp_path / "a", report=lambda _: None)
     with monkeypatch.context() as patch:

@@ -117,14 +117,17 @@ def each_spectrum(
     """`function` of the STFT of each waveform, frames first: what every spectral transform starts from."""
     hop_length, win_length = frame_sizes(n_fft, hop_length, win_length)
     weights = fft_window(window, win_length, n_fft)
-    blocks = cut_blocks(center_frames(y, n_fft, center, pad_mode), n_fft, hop_length)
-    frames = blocks.shape[-2] + 1 - -(-n_fft // hop_length)
 
-    def one(blocks: Array, scratch: Array | None) -> tuple[Array, Array]:
-        cut = join_blocks(blocks, n_fft, weights, scratch)
+    def blocks(y: Array) -> Array:
+        return cut_blocks(center_frames(y, n_fft, center, pad_mode), n_fft, hop_length)
+
+    frames = jax.eval_shape(blocks, y).shape[-2] + 1 - -(-n_fft // hop_length)
+
+    def one(y: Array, scratch: Array | None) -> tuple[Array, Array]:
+        cut = join_blocks(blocks(y), n_fft, weights, scratch)
         return function(rfft(cut, method)), cut
 
-    return each_item(one, blocks, axes=2, scratch=(frames, n_fft))
+    return each_item(one, y, scratch=(frames, n_fft))
 
 
 @transform
