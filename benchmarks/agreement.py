@@ -7,6 +7,7 @@ one JSON line per transform: the worst error over all files, relative to the max
 """
 
 import argparse
+import inspect
 import json
 from pathlib import Path
 
@@ -77,10 +78,12 @@ def spectral(waves: list[np.ndarray]) -> None:
 
 
 def pitch(waves: list[np.ndarray]) -> None:
+    knows = "transition_min_prob" in inspect.signature(librosa.pyin).parameters  # librosa 1.0 leaves out unlikely paths
+    exact = dict(transition_min_prob=None) if knows else {}
     agree, cents, yin_cents = [], [], []
     for y in waves:
         f0, voiced, _ = (np.asarray(x) for x in features.pyin(jnp.asarray(y), **PITCH))
-        reference = librosa.pyin(y.astype(np.float64), **PITCH)
+        reference = librosa.pyin(y.astype(np.float64), **PITCH, **exact)
         agree.append(voiced == reference[1])
         both = voiced & reference[1]
         cents.append(np.abs(1200 * np.log2(f0[both] / reference[0][both])))
