@@ -15,12 +15,11 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from flax import nnx
+from overhead import parts
 
-from jaxdiff import adversarial, methods
-from jaxdiff import config as configuration
-from jaxdiff.networks import count_params
-from jaxdiff.pipeline import build_model, init_params
+from jaxdiff.config import load_config
+from jaxdiff.methods.adversarial import RESOLUTIONS, magnitudes
+from jaxdiff.networks import Discriminators, count_params, from_nnx
 
 
 def main() -> None:
@@ -30,14 +29,13 @@ def main() -> None:
     args = parser.parse_args()
     calls, compile_s = {}, {}
     for name, begin in (("generator", "1.0"), ("both", "0.0")):
-        config = configuration.load_config(args.config, {"method.begin": begin})
-        model, key = build_model(config, 0, None), jax.random.key(0)
-        state = jax.jit(lambda c=config, m=model, k=key: methods.init_state(c, init_params(c, m.features, 0, k), k))()
-        samples = configuration.crop_samples(config)
-        wave = 0.1 * np.random.default_rng(0).standard_normal((config.train.batch, samples), np.float32)
+        config = load_config(args.config, {"method.begin": begin})
+        train_step, state, shapes = parts(config)
+        state = jax.jit(state)()
+        wave = 0.1 * np.random.default_rng(0).standard_normal(shapes["wave"].shape, np.float32)
         batch = {"wave": wave, "label": np.full(len(wave), -1, np.int32)}
         start = time.perf_counter()
-        step = methods.train_step(config, model).lower(state, batch).compile()
+        step = train_step.lower(state, batch).compile()
         compile_s[name] = round(time.perf_counter() - start, 1)
         held = [state]
 
@@ -46,8 +44,9 @@ def main() -> None:
 
         calls[name] = run
     params = held[0].params
-    critics = nnx.split(nnx.eval_shape(lambda: methods.discriminators(config, key)))[0]
-    judge = jax.jit(lambda p, wave: nnx.merge(critics, p)(wave, adversarial.magnitudes(wave)))
+    widths = {name: getattr(config.method, name) for name in ("period_width", "spectral_width")}
+    critics = from_nnx(lambda rngs: Discriminators(len(RESOLUTIONS), **widths, rngs=rngs))
+    judge = jax.jit(lambda p, wave: critics.bind(p)(wave, magnitudes(wave)))
     calls["judge"] = lambda: jax.block_until_ready(judge(held[0].params["discriminators"], wave))
     times = {name: [] for name in calls}
     for r in range(args.rounds + 1):  # the first warms up
@@ -60,7 +59,8 @@ def main() -> None:
     median["discriminators"] = round(median["both"] - median["generator"], 1)
     for name, ms in median.items():
         print(f"{name:16s}{ms:9.1f} ms")
-    result = {"batch": len(wave), "seconds": samples / config.data.sample_rate, "ms": median, "compile_s": compile_s}
+    seconds = wave.shape[-1] / config.data.sample_rate
+    result = {"batch": len(wave), "seconds": seconds, "ms": median, "compile_s": compile_s}
     result |= {name: count_params(tree) for name, tree in params.items()}
     print(json.dumps(result | {"device": jax.devices()[0].device_kind, "jax": jax.__version__}))
 

@@ -20,13 +20,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
-from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxdiff import autoregression
-from jaxdiff.networks import CausalWaveNet, Condition
+from jaxdiff.methods import autoregression, distributions
+from jaxdiff.networks import CausalWaveNet, Condition, from_nnx
 
-OUTPUT = autoregression.mu_law_categorical()
+OUTPUT = distributions.mu_law_categorical()
 
 
 class TorchWaveNet:
@@ -80,14 +79,14 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()
-    graphdef, params = nnx.split(CausalWaveNet(OUTPUT.size, levels=OUTPUT.levels, rngs=nnx.Rngs(0)))
+    network = from_nnx(lambda rngs: CausalWaveNet(OUTPUT.size, input_classes=OUTPUT.levels, rngs=rngs))
     noise = lambda a: a + 0.02 * jax.random.normal(jax.random.key(1), a.shape)  # noqa: E731
-    params = jax.tree.map(noise, nnx.to_pure_dict(params))
-    network = nnx.merge(graphdef, params)
-    _compare(network, params)
+    params = jax.tree.map(noise, network.init(jax.random.key(0)))
+    dilations = network.bind(params).dilations
+    _compare(network, params, dilations)
 
     def program(params, keys, samples):
-        return autoregression.generate(nnx.merge(graphdef, params), OUTPUT, keys, Condition(), samples)
+        return autoregression.generate(network.bind(params), OUTPUT, keys, Condition(), samples)
 
     mesh = jax.make_mesh((2,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
     for batch, samples in ((1, 2000), (8, 1000), (64, 250)):
@@ -111,7 +110,7 @@ def main():
             )
             jax.block_until_ready(per_core(*spread))
             runs["jax, one program per core"] = lambda f=per_core, a=spread: jax.block_until_ready(f(*a))
-        peer, few = TorchWaveNet(network.dilations, params, batch), samples // 4
+        peer, few = TorchWaveNet(dilations, params, batch), samples // 4
         for threads in (1, 2):
 
             def timed(threads=threads, peer=peer, few=few, batch=batch):
@@ -132,11 +131,11 @@ def main():
         print(json.dumps(row | {"compile_s": round(compile_s, 1), "device": jax.devices()[0].device_kind}), flush=True)
 
 
-def _compare(network, params):
+def _compare(network, params, dilations):
     """Both give the same distributions for the same sound."""
     x = np.random.default_rng(0).integers(0, 256, (2, 40))
-    ours = np.asarray(jax.jit(lambda x: network(x))(jnp.asarray(x)))
-    peer = TorchWaveNet(network.dilations, params, 2)
+    ours = np.asarray(jax.jit(network.apply)(params, jnp.asarray(x)))
+    peer = TorchWaveNet(dilations, params, 2)
     before = torch.from_numpy(np.concatenate([np.full((2, 1), 128), x[:, :-1]], 1))
     theirs = torch.stack([peer.step(before[:, n], n) for n in range(x.shape[1])], 1).numpy()
     difference = np.abs(ours - theirs).max() / np.abs(theirs).max()

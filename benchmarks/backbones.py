@@ -25,7 +25,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
-from flax import nnx
 from torch import Tensor
 from torch.nn import functional
 
@@ -114,29 +113,28 @@ def torch_convnext(p: Params, x: Tensor, t: Tensor) -> Tensor:
 
 ROWS = {
     "transformer": (
-        lambda: networks.Transformer(FEATURES, width=WIDTH, depth=DEPTH, rngs=nnx.Rngs(0)),
+        lambda rngs: networks.Transformer(FEATURES, width=WIDTH, depth=DEPTH, rngs=rngs),
         torch_transformer,
     ),
     "wavenet": (
-        lambda: networks.WaveNet(FEATURES, channels=WIDTH, layers=DEPTH, dilation_cycle=4, rngs=nnx.Rngs(0)),
+        lambda rngs: networks.WaveNet(FEATURES, channels=WIDTH, layers=DEPTH, dilation_cycle=4, rngs=rngs),
         torch_wavenet,
     ),
     "convnext": (
-        lambda: networks.ConvNeXt(FEATURES, width=WIDTH, depth=DEPTH, rngs=nnx.Rngs(0)),
+        lambda rngs: networks.ConvNeXt(FEATURES, width=WIDTH, depth=DEPTH, rngs=rngs),
         torch_convnext,
     ),
 }
 
 
-def ours(make: Callable, params, x, t, target) -> tuple[dict[str, Callable], dict[str, float]]:
+def ours(network: networks.Network, params, x, t, target) -> tuple[dict[str, Callable], dict[str, float]]:
     """Forward and gradient, and the seconds that compiling each took."""
-    graphdef, mesh = nnx.split(nnx.eval_shape(make))[0], data_mesh()
-    network = lambda params, x, t: nnx.merge(graphdef, params)(x, t)  # noqa: E731
-    loss = lambda params, x, t, target: ((network(params, x, t) - target) ** 2).mean()  # noqa: E731
+    loss = lambda params, x, t, target: ((network.apply(params, x, t) - target) ** 2).mean()  # noqa: E731
+    mesh = data_mesh()
     params = replicate(params, mesh)
     x, t, target = split_batch((x, t, target), mesh)
     calls, seconds = {}, {}
-    for name, function, args in (("forward", network, (x, t)), ("gradient", jax.grad(loss), (x, t, target))):
+    for name, function, args in (("forward", network.apply, (x, t)), ("gradient", jax.grad(loss), (x, t, target))):
         start = time.perf_counter()
         compiled = jax.jit(function).lower(params, *args).compile()
         seconds[name] = round(time.perf_counter() - start, 1)
@@ -204,11 +202,12 @@ def main() -> None:
     x, target = (rng.standard_normal((ITEMS, FRAMES, FEATURES)).astype(np.float32) for _ in range(2))
     t = np.arange(ITEMS, dtype=np.float32) / ITEMS  # exact: the finest sine of a time turns 10,000 times as fast
     for row in arguments.only:
-        make, network = ROWS[row]
-        shapes = nnx.to_pure_dict(nnx.split(nnx.eval_shape(make))[1])
-        params = jax.tree.map(lambda leaf: jnp.asarray(0.04 * rng.standard_normal(leaf.shape), jnp.float32), shapes)
-        mine, seconds = ours(make, params, x, t, target)
-        peer = theirs(network, params, x, t, target)
+        make, peers = ROWS[row]
+        network = networks.from_nnx(make)
+        draw = lambda leaf: jnp.asarray(0.04 * rng.standard_normal(leaf.shape), jnp.float32)  # noqa: E731
+        params = jax.tree.map(draw, network.shapes())
+        mine, seconds = ours(network, params, x, t, target)
+        peer = theirs(peers, params, x, t, target)
         error = disagreement(mine, peer)
         if not error <= 1e-3:
             raise SystemExit(f"{row}: PyTorch's outputs or gradients differ by {error:.1e}, expected 1e-3 at most")

@@ -2,13 +2,15 @@
 
     pip install torch librosax korvax -e '.[bench]'        python benchmarks/features.py [--rounds 15]
 
-16 sounds of 4 s at 22.05 kHz, n_fft 1024, hop 256, 80 mels. Every round calls each implementation once, in an order
-that changes from round to round; the table gives medians in ms and minor page faults per call, and one JSON line per
-row goes to standard output. Peers that are not installed are left out. On a GPU, torch runs on it as well.
+16 sounds of 4 s at 22.05 kHz, n_fft 1024, hop 256, 80 mels. Every round calls each implementation once, in a new random
+order and after a pause, so that nobody always follows the same neighbour, whose threads may still spin and whose memory
+has just gone back; the table gives medians in ms and minor page faults per call, and one JSON line per row goes to
+standard output. Peers that are not installed are left out. On a GPU, torch runs on it as well.
 """
 
 import argparse
 import json
+import random
 import resource
 import statistics
 import time
@@ -22,6 +24,7 @@ import numpy as np
 from jaxdiff import features
 
 SR, ITEMS, SECONDS = 22050, 16, 4
+PAUSE = 0.01  # seconds before each call
 SIZES = dict(n_fft=1024, hop_length=256)
 MEL = dict(sr=SR, n_mels=80, **SIZES)
 PITCH = dict(fmin=65.0, fmax=2093.0, sr=SR)
@@ -170,9 +173,10 @@ def measure(calls: dict[str, Callable], rounds: int) -> dict[str, tuple[float, f
     times, faults = {n: [] for n in calls}, dict.fromkeys(calls, 0)
     for call in calls.values():
         call(), call()
-    names = list(calls)
-    for r in range(rounds):
-        for name in names[r % len(names) :] + names[: r % len(names)]:
+    order = random.Random(0)
+    for _ in range(rounds):
+        for name in order.sample(list(calls), len(calls)):
+            time.sleep(PAUSE)
             before, start = resource.getrusage(resource.RUSAGE_SELF).ru_minflt, time.perf_counter()
             calls[name]()
             times[name].append(1e3 * (time.perf_counter() - start))

@@ -16,7 +16,6 @@ import numpy as np
 from quality import embed, sounds
 
 import jaxdiff
-from jaxdiff import build
 from jaxdiff.data import open_corpus
 from jaxdiff.evaluation import frechet_distance
 
@@ -33,16 +32,16 @@ def main():
 
     models = {"euler": jaxdiff.load(options.ordinary), "jumps": jaxdiff.load(options.run)}
     sampling = {"euler": {"sampler": "euler", "spacing": "uniform"}, "jumps": {}}
-    crop = build.crop(models["euler"].config)
-    held = {name: embed(waves) for name, waves in sounds(open_corpus(options.heldout), crop, 256).items()}
+    real = sounds(open_corpus(options.heldout), models["euler"].config, 256)
+    held = {name: embed(waves) for name, waves in real.items()}
     columns = [(name, steps) for steps in COUNTS for name in models]
     print(f"{'class':10s}" + "".join(f"{name + ' ' + str(steps):>10s}" for name, steps in columns))
     rows = {}
     for kind in models["euler"].classes:
         rows[kind] = {}
         for name, steps in columns:
-            made = models[name].generate(count=options.count, label=kind, seed=1000, steps=steps, **sampling[name])
-            rows[kind][f"{name} {steps}"] = frechet_distance(embed(made), held[kind])
+            made = models[name](count=options.count, labels=kind, seed=1000, steps=steps, **sampling[name]).waves
+            rows[kind][f"{name} {steps}"] = frechet_distance(embed(np.stack(made)), held[kind])
         print(f"{kind:10s}" + "".join(f"{v:10.1f}" for v in rows[kind].values()), flush=True)
     mean = {c: float(np.exp(np.mean([np.log(row[c]) for row in rows.values()]))) for c in rows[kind]}
     print(f"{'(geo mean)':10s}" + "".join(f"{v:10.1f}" for v in mean.values()))

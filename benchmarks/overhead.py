@@ -3,9 +3,10 @@
     python benchmarks/overhead.py [--configs configs] [--steps 200]
 
 For each configuration of the folder: seconds to trace and to compile its training step, and to make the program of one
-sound of a crop's length, without a cache on disk. Then the quick start: ms of a compiled step on one batch, beside ms
-per step of the training loop (`jaxdiff.training.train`) with its data and its log around a step that does nothing,
-which is what the host costs when nothing of it is hidden behind the device. The last line is JSON.
+sound of a crop's length (in two steps, where it takes steps), without a cache on disk. Then the quick start: ms of a
+compiled step on one batch, beside ms per step of the training loop (`jaxdiff.training.loop`) with its data and its log
+around a step that does nothing, which is what the host costs when nothing of it is hidden behind the device. The last
+line is JSON.
 """
 
 import argparse
@@ -21,16 +22,14 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = ""
 import jax
 import numpy as np
 
-from jaxdiff import build, methods
 from jaxdiff import config as configuration
-from jaxdiff.config import Config, Generation
-from jaxdiff.data import batches, open_corpus, write_audio
+from jaxdiff.config import Config
+from jaxdiff.data import batches
 from jaxdiff.data.orchestra import write_orchestra
-from jaxdiff.features import Normalization
-from jaxdiff.pipeline import Pipeline, abstract_params, build_model, init_params
-from jaxdiff.training import Hooks, sharding, train
+from jaxdiff.inference.load import pipeline_of
+from jaxdiff.training import init_state, loop, make_optimizer, make_train_step, sharding
 
-CLASSES = 8
+CLASSES = tuple("abcdefgh")
 
 
 def seconds(call):
@@ -40,28 +39,33 @@ def seconds(call):
 
 
 def parts(config: Config):
-    """The step of a configuration that trains on CLASSES classes, and the shapes of its state and batch."""
-    classes = CLASSES if isinstance(config.task, Generation) else 0
-    features = build_model(config, classes, None).features
-    normalization = None
-    if config.normalize.enabled:
-        normalization = Normalization(np.zeros(features, np.float32), np.ones(features, np.float32))
-    model, key = build_model(config, classes, normalization), jax.random.key(0)
-    state = lambda: methods.init_state(config, init_params(config, features, classes, key), key)  # noqa: E731
-    size = config.train.batch, configuration.crop_samples(config)
+    """The step of a configuration, as training makes it for CLASSES, its first state and the shapes of a batch."""
+    model, method, t, key = configuration.model(config, CLASSES, None), config.method, config.train, jax.random.key(0)
+    optimizer = make_optimizer(t.learning_rate, t.steps, warmup=t.warmup, weight_decay=t.weight_decay, b1=t.b1)
+
+    def state():
+        params, opt_state, extra = method.init(model, model.network.init(key), optimizer, t.steps, key)
+        return init_state(params, method.weights(params), opt_state, key, extra=extra, posthoc_ema=t.posthoc_ema)
+
+    size = t.batch, configuration.crop(config).samples
     batch = {"wave": jax.ShapeDtypeStruct(size, np.float32), "label": jax.ShapeDtypeStruct(size[:1], np.int32)}
-    params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), abstract_params(config, features, classes))
-    pipeline = Pipeline(config, ("",) * classes, params, normalization, step=0, fingerprint="")
-    return methods.train_step(config, model), state, batch, pipeline
+    update = method.make_step(model, optimizer, t.steps)
+    return make_train_step(update, method.weights, ema_decay=t.ema_decay), state, batch
 
 
-def compilation(path: Path, sound: Path) -> dict[str, float]:
-    step, state, batch, pipeline = parts(configuration.load_config(path))
+def compilation(path: Path) -> dict[str, float]:
+    config = configuration.load_config(path)
+    step, state, batch = parts(config)
     row = {}
     row["trace step"], lowered = seconds(lambda: step.lower(jax.eval_shape(state), batch))
     row["compile step"], _ = seconds(lowered.compile)
-    options = {} if pipeline.classes else {"source": sound}
-    first, again = (seconds(lambda: pipeline.generate(**options))[0] for _ in range(2))
+    zeros = lambda leaf: np.zeros(leaf.shape, leaf.dtype)  # noqa: E731
+    params = jax.tree.map(zeros, configuration.model(config, CLASSES, None).network.shapes())
+    pipeline = pipeline_of(config, CLASSES, params, None)
+    sound = 0.1 * np.random.default_rng(0).standard_normal(batch["wave"].shape[-1], np.float32)
+    options = {"steps": 2} if "steps" in config.method.knobs else {}
+    options |= {"sound": sound, "sr": pipeline.sample_rate} if config.task.needs_sound else {}
+    first, again = (seconds(lambda: pipeline(**options))[0] for _ in range(2))
     row["program of sound"] = first - again
     return {name: round(value, 1) for name, value in row.items()}
 
@@ -69,9 +73,9 @@ def compilation(path: Path, sound: Path) -> dict[str, float]:
 def host(path: Path, steps: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         config = configuration.load_config(path, {"data.path": str(write_orchestra(Path(folder) / "sounds", count=16))})
-        step, state, _, _ = parts(config)
-        corpus, mesh = open_corpus(config.data.path, None), sharding.data_mesh()
-        raw = batches(corpus, build.crop(config), config.train.batch, 0, memory=config.data.memory_mb * 2**20)
+        step, state, _ = parts(config)
+        (corpus, _), mesh = config.data.open(), sharding.data_mesh()
+        raw = batches(corpus, configuration.crop(config), config.train.batch, 0, memory=config.data.memory_mb * 2**20)
         state, fixed, times = jax.jit(state)(), next(raw), []
         for _ in range(12):
             elapsed, (state, metrics) = seconds(lambda: jax.block_until_ready(step(state, fixed)))  # noqa: B023
@@ -80,11 +84,11 @@ def host(path: Path, steps: int) -> dict[str, float]:
         begin = state._replace(step=0 * state.step)
         begin, _ = nothing(begin, sharding.split_batch(fixed, mesh))
         elapsed, _ = seconds(
-            lambda: train(
+            lambda: loop(
                 nothing,
                 begin,
                 (sharding.split_batch(batch, mesh) for batch in raw),
-                Hooks(lambda state: None, lambda state: None),
+                lambda state: None,
                 steps=steps + 1,
                 seconds_per_step=1.0,
                 log_path=Path(folder) / "log.jsonl",
@@ -102,12 +106,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200)
     args = parser.parse_args()
     rows = {}
-    with tempfile.TemporaryDirectory() as folder:
-        sound = Path(folder) / "sound.wav"
-        write_audio(sound, 0.1 * np.random.default_rng(0).standard_normal(32000).astype(np.float32), 16000)
-        for path in sorted(args.configs.glob("*.yaml")):
-            row = rows[path.stem] = compilation(path, sound)
-            print(f"{path.stem:16s}" + "".join(f"{name} {s:5.1f} s   " for name, s in row.items()), flush=True)
+    for path in sorted(args.configs.glob("*.yaml")):
+        row = rows[path.stem] = compilation(path)
+        print(f"{path.stem:16s}" + "".join(f"{name} {s:5.1f} s   " for name, s in row.items()), flush=True)
     share = host(args.configs / "quickstart.yaml", args.steps)
     print(share)
     print(

@@ -22,20 +22,19 @@ import jax
 import numpy as np
 
 import jaxdiff
-from jaxdiff import build
+from jaxdiff import config as configuration
 from jaxdiff.data import open_corpus
 from jaxdiff.evaluation import frechet_distance, log_mel_statistics
 from jaxdiff.evaluation.frechet import EMBEDDING_RATE
 
 
-def sounds(corpus, crop, count):
-    """Crops [n, samples] of up to `count` recordings per class."""
-    by_class = {}
-    rng = np.random.default_rng(0)
+def sounds(corpus, config, count):
+    """Crops [n, samples] of up to `count` recordings per class, at the level that the task works at."""
+    crop, by_class, rng = configuration.crop(config)._replace(speed=0.0), {}, np.random.default_rng(0)
     for r in corpus.recordings:
         if r.label is not None and len(by_class.setdefault(corpus.classes[r.label], [])) < count:
-            by_class[corpus.classes[r.label]].append(crop._replace(speed=0.0).read(r, rng)["wave"])
-    return {name: np.stack(waves) for name, waves in by_class.items()}
+            by_class[corpus.classes[r.label]].append(crop.read(r, rng)["wave"])
+    return {name: np.asarray(config.task.leveled(np.stack(waves))) for name, waves in by_class.items()}
 
 
 def shaped_noise(waves, rng):
@@ -74,9 +73,9 @@ def main():
     pipeline = jaxdiff.load(options.run)
     if pipeline.sample_rate != EMBEDDING_RATE:
         raise SystemExit(f"the embedding is defined at {EMBEDDING_RATE} Hz, the run makes {pipeline.sample_rate} Hz")
-    crop = build.crop(pipeline.config)
-    known = sounds(open_corpus(pipeline.config.data.path, pipeline.config.data.labels), crop, options.count)
-    held = sounds(open_corpus(options.heldout), crop, options.count)
+    config = pipeline.config
+    known = sounds(config.data.open()[0], config, options.count)
+    held = sounds(open_corpus(options.heldout), config, options.count)
     held_embedded = {name: embed(waves) for name, waves in held.items()}
     rng, rows, seconds = np.random.default_rng(0), {}, 0.0
     columns = ("generated", "training", "noise", "other")
@@ -84,9 +83,9 @@ def main():
     for name in pipeline.classes:
         begin = time.perf_counter()
         sampling = {"steps": options.steps, "sampler": options.sampler, "guidance": options.guidance}
-        made = pipeline.generate(count=options.count, label=name, seed=1000, **sampling)
+        made = pipeline(count=options.count, labels=name, seed=1000, **sampling).waves
         seconds += time.perf_counter() - begin
-        target, own, made = held_embedded[name], embed(known[name]), embed(made)
+        target, own, made = held_embedded[name], embed(known[name]), embed(np.stack(made))
         others = {k: frechet_distance(e, target) for k, e in held_embedded.items() if k != name}
         neighbour = min(others, key=others.get)
         row = {

@@ -2,7 +2,7 @@
 
     python benchmarks/samplers.py
 
-Two exact denoisers in three dimensions and float64, on the cosine grid sin^2(pi u / 2):
+Two exact denoisers in three dimensions and float64, at the cosine times sin^2(pi u / 2):
   gaussian   x0 ~ N(m, C), correlated, sampled down to t = 0. The probability-flow ODE has a closed solution, the error
              is that of x0. Samplers that draw noise are affine in it: their answers to one unit of noise at a time give
              the mean and covariance of x0 exactly, without sampling; the error is the larger of the two's.
@@ -33,7 +33,7 @@ POINTS = np.array([[-1.0, 0.5, 0.0], [0.3, 0.8, -0.6], [1.0, -0.7, 0.4], [0.0, -
 START = np.array([[-1.2, 0.4, 0.3], [0.5, 1.1, -0.7], [1.6, -0.3, 0.2], [0.1, -0.9, 1.4], [-0.4, -0.6, -1.3]])
 
 
-def grid(steps, end=0.0):
+def cosine_times(steps, end=0.0):
     u = np.sin(0.5 * np.pi * np.arange(steps, -1, -1) / steps) ** 2
     return jnp.asarray(end + (1 - end) * u)
 
@@ -110,21 +110,21 @@ def moments(sampler, schedule, denoiser, times, noise=1.0):
     return out[0] + alpha * MEAN @ start, start.T @ spread @ start + drawn.T @ drawn
 
 
-def gaussian_error(method, schedule, steps):
-    times, denoiser = grid(steps), gaussian_denoiser(schedule)
-    if not method.deterministic:
-        if method.order == 0:  # made for consistency functions
+def gaussian_error(named, schedule, steps):
+    times, denoiser = cosine_times(steps), gaussian_denoiser(schedule)
+    if not named.deterministic:
+        if named.order == 0:  # made for consistency functions
             denoiser = gaussian_flow(schedule)
-        mean, covariance = moments(method.sampler, schedule, denoiser, times)
+        mean, covariance = moments(named.sampler, schedule, denoiser, times)
         return max(np.abs(mean - MEAN).max(), np.abs(covariance - COVARIANCE).max())
-    run = jax.jit(lambda x: method.sampler(denoiser, schedule, x, times, jax.random.key(0)))
+    run = jax.jit(lambda x: named.sampler(denoiser, schedule, x, times, jax.random.key(0)))
     exact = gaussian_flow(schedule)(START, times[0])
     return float(jnp.sqrt(((run(START) - exact) ** 2).mean()))
 
 
-def points_error(method, schedule, steps, end=0.3):
-    times, denoiser = grid(steps, end), points_denoiser(schedule)
-    run = jax.jit(lambda x: method.sampler(denoiser, schedule, x, times, jax.random.key(0)))
+def points_error(named, schedule, steps, end=0.3):
+    times, denoiser = cosine_times(steps, end), points_denoiser(schedule)
+    run = jax.jit(lambda x: named.sampler(denoiser, schedule, x, times, jax.random.key(0)))
     return float(jnp.sqrt(((run(START) - points_flow(schedule, START, end)) ** 2).mean()))
 
 
@@ -135,13 +135,13 @@ def slope(steps, errors):
 
 def measure(name, steps, schedule=Cosine()):
     """Slope and last error on each problem that applies, and the lower slope, which is the order."""
-    method, row = SAMPLERS[name], {"name": name, "order": SAMPLERS[name].order}
+    named, row = SAMPLERS[name], {"name": name, "order": SAMPLERS[name].order}
     for problem, error in (("gaussian", gaussian_error), ("points", points_error)):
-        if problem == "gaussian" or method.deterministic:
-            errors = [error(method, schedule, n) for n in steps]
+        if problem == "gaussian" or named.deterministic:
+            errors = [error(named, schedule, n) for n in steps]
             row[problem], row[f"{problem}_error"] = round(slope(steps, errors), 3), errors[-1]
     row["slope"] = min(row[problem] for problem in ("gaussian", "points") if problem in row)
-    return row | {"evaluations": method.evaluations, "deterministic": method.deterministic}
+    return row | {"evaluations": named.evaluations, "deterministic": named.deterministic}
 
 
 def main():

@@ -17,7 +17,6 @@ import numpy as np
 from quality import embed, sounds
 
 import jaxdiff
-from jaxdiff import build
 from jaxdiff.data import open_corpus
 from jaxdiff.diffusion import SAMPLERS
 from jaxdiff.evaluation import frechet_distance
@@ -47,20 +46,17 @@ def main():
     options = parser.parse_args()
 
     pipeline = jaxdiff.load(options.run)
-    crop = build.crop(pipeline.config)
+    config = pipeline.config
     known, held = (
-        {name: embed(waves) for name, waves in sounds(open_corpus(path), crop, 256).items()}
-        for path in (pipeline.config.data.path, options.heldout)
+        {name: embed(waves) for name, waves in sounds(corpus, config, 256).items()}
+        for corpus in (config.data.open()[0], open_corpus(options.heldout))
     )
     classes = pipeline.classes
     yardstick = {name: frechet_distance(known[name], held[name]) for name in classes}
 
     def score(sampler, spacing, steps):
-        made = embed(
-            pipeline.generate(
-                count=options.count * len(classes), seed=1000, steps=steps, sampler=sampler, spacing=spacing
-            )
-        )
+        knobs = dict(steps=steps, sampler=sampler, spacing=spacing)
+        made = embed(np.stack(pipeline(count=options.count * len(classes), seed=1000, **knobs).waves))
         ratios = [frechet_distance(made[i :: len(classes)], held[c]) / yardstick[c] for i, c in enumerate(classes)]
         return math.exp(np.mean(np.log(ratios)))
 

@@ -3,7 +3,7 @@
 Importing this module is cheap: the parts below, and jax with them, are imported when they are first used.
 
     pipeline = jaxdiff.load("runs/quickstart")
-    wave = pipeline.generate(count=4, label="kick", seed=1)        # [4, samples] at pipeline.sample_rate
+    waves = pipeline(count=4, labels="kick", seed=1).waves        # 4 arrays [samples] at pipeline.sample_rate
 """
 
 import importlib
@@ -16,22 +16,30 @@ if TYPE_CHECKING:
     from . import diffusion as diffusion
     from . import evaluation as evaluation
     from . import features as features
+    from . import inference as inference
+    from . import methods as methods
     from . import networks as networks
     from . import tasks as tasks
     from . import training as training
-    from .pipeline import Pipeline as Pipeline
-    from .pipeline import load as load
+    from .inference import Pipeline as Pipeline
+    from .inference import export as export
+    from .inference import load as load
+    from .methods import Model as Model
+    from .run import train as train
 
-_MODULES = ("data", "diffusion", "evaluation", "features", "networks", "tasks", "training")
+_MODULES = (
+    "data", "diffusion", "evaluation", "features", "inference", "methods", "networks", "tasks", "training"
+)  # fmt: skip
+_NAMES = {"Pipeline": "inference", "export": "inference", "load": "inference", "Model": "methods", "train": "run"}
 
 
 def __getattr__(name: str):
-    if name in ("Pipeline", "load"):
-        return getattr(importlib.import_module(".pipeline", __name__), name)
+    if name in _NAMES:
+        return getattr(importlib.import_module(f".{_NAMES[name]}", __name__), name)
     if name in _MODULES:
         return importlib.import_module(f".{name}", __name__)
     raise AttributeError(f"module 'jaxdiff' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*_MODULES, "Pipeline", "load", "__version__"])
+    return sorted([*_MODULES, *_NAMES, "__version__"])

@@ -1,28 +1,32 @@
-"""Configuration: frozen dataclasses and a strict loader; `build.py` makes objects of them.
+"""Configuration: strict YAML to objects and back. A part's dataclass, or a network's constructor, is its schema.
 
-A YAML file holds only what differs from the defaults below; command-line overrides (`--train.steps 500`) are laid over
-it. Every key is checked against the dataclasses and every value coerced to its annotated type: YAML reads 1e-4 as a
-string and `no` as False. Where several kinds exist (network, representation ...), `kind` chooses the dataclass.
-This module imports no jax, so that `--help` is quick.
+A YAML file holds only what differs from the defaults of the parts; command-line overrides (`--train.steps 500`) are
+laid over it. Every key is checked against the fields and every value coerced to its annotated type: YAML reads 1e-4 as
+a string and `no` as False. Where a table of parts exists (task, representation, network, method, schedule), `kind` is
+the name in it. A checkpoint stores its configuration with a format number; `UPGRADES` brings older ones up to date.
 """
 
 import dataclasses
 import difflib
+import inspect
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
+import jax.numpy as jnp
 import yaml
 
-SamplerName = Literal[
-    "euler", "ddim", "heun", "midpoint", "rk4", "dpm2", "dpmpp_1s", "dpmpp_2s", "dpmpp_2m", "dpmpp_3m", "lms2", "lms3",
-    "lms4", "unipc2", "unipc3", "ancestral", "euler_ancestral", "edm", "sde_dpmpp_1s", "sde_dpmpp_2m",
-    "predictor_corrector", "stochastic_flow",
-]  # fmt: skip
-SpacingName = Literal["uniform", "quadratic", "cosine", "karras", "logsnr", "searched"]
+from jaxdiff.data import Corpus, Crop, Further, open_corpus
+from jaxdiff.diffusion import BRIDGES, SCHEDULES, Bridge, Schedule
+from jaxdiff.features import REPRESENTATIONS, CompressedStft, Normalization, Normalized, Representation
+from jaxdiff.methods import METHODS, Diffusion, Method, Model, Sampling
+from jaxdiff.networks import NETWORKS, Network, from_nnx
+from jaxdiff.tasks import TASKS, Generate, Task
+
+FORMAT = 2  # of a stored configuration; 1 is what jaxdiff 0.1 wrote before it said so
 
 
 class ConfigError(ValueError):
@@ -35,54 +39,19 @@ class Data:
 
     path: str = "orchestra"  # a folder of audio (first sub-folder = class), or the built-in "orchestra"
     labels: str | None = None  # CSV with columns file,label instead of sub-folders
+    drawn: Mapping[str, str] = field(default_factory=dict)  # folders of further sounds by name: noise, room ...
+    paired: Mapping[str, str] = field(default_factory=dict)  # folders of partners, files of the same names: target ...
     sample_rate: int = 16_000  # Hz
     seconds: float = 1.0  # length of a crop
     crop: Literal["random", "start"] = "random"
     channels: Literal["mix", "left", "right"] = "mix"
-    peak_db: float | None = None  # scale each crop to this peak, dB below full scale
     speed: float = 0.0  # play crops up to this many octaves slower or faster
-    flip_polarity: bool = False
     memory_mb: int = 512  # a corpus that fits is decoded once and kept; 0: files are read again for every crop
 
-
-@dataclass(frozen=True)
-class Patches:
-    """Raw samples, `size` to a frame."""
-
-    kind: Literal["patches"] = "patches"
-    size: int = 64
-
-
-@dataclass(frozen=True)
-class CompressedStft:
-    """Power-law compressed complex STFT."""
-
-    kind: Literal["compressed_stft"] = "compressed_stft"
-    n_fft: int = 512
-    hop_length: int = 128
-    exponent: float = 0.5
-
-
-@dataclass(frozen=True)
-class Magnitude:
-    """Power-law compressed STFT magnitudes, decoded by Griffin-Lim."""
-
-    kind: Literal["magnitude"] = "magnitude"
-    n_fft: int = 1024
-    hop_length: int = 256
-    exponent: float = 0.5
-
-
-@dataclass(frozen=True)
-class LogMel:
-    """Log-mel magnitudes, decoded by Griffin-Lim."""
-
-    kind: Literal["log_mel"] = "log_mel"
-    n_fft: int = 1024
-    hop_length: int = 256
-    n_mels: int = 80
-    fmin: float = 0.0
-    fmax: float | None = None
+    def open(self) -> tuple[Corpus, Further]:
+        """The corpus and those of its further sounds; raises AudioError."""
+        further = ({name: open_corpus(path) for name, path in paths.items()} for paths in (self.drawn, self.paired))
+        return open_corpus(self.path, self.labels), Further(*further)
 
 
 @dataclass(frozen=True)
@@ -96,265 +65,6 @@ class Normalize:
 
 
 @dataclass(frozen=True)
-class WaveNet:
-    """DiffWave's network; `authors_form` counts parameters as the paper does."""
-
-    kind: Literal["wavenet"] = "wavenet"
-    channels: int = 256
-    layers: int = 8
-    dilation_cycle: int = 4
-    embedding: int = 512
-    diffusion_steps: int = 1
-    label_dropout: float = 0.1
-    authors_form: bool = False
-    compute_dtype: Literal["float32", "bfloat16"] = "float32"
-    remat: bool = False
-
-
-@dataclass(frozen=True)
-class Transformer:
-    """Diffusion transformer."""
-
-    kind: Literal["transformer"] = "transformer"
-    width: int = 256
-    depth: int = 8
-    heads: int = 4
-    mlp_ratio: int = 4
-    dropout: float = 0.0
-    label_dropout: float = 0.1
-    absolute_positions: bool = False
-    window: int | None = None  # frames on either side that a frame attends to; none: all
-    dilation_cycle: int = 0  # above 0 every block begins with a dilated convolution
-    compute_dtype: Literal["float32", "bfloat16"] = "float32"
-    remat: bool = False
-
-
-@dataclass(frozen=True)
-class UNet:
-    """1-D U-Net, halving the frame rate from level to level."""
-
-    kind: Literal["unet"] = "unet"
-    width: int = 128
-    levels: int = 3
-    blocks: int = 2
-    attention_levels: int = 1
-    heads: int = 4
-    label_dropout: float = 0.1
-    compute_dtype: Literal["float32", "bfloat16"] = "float32"
-    remat: bool = False
-
-
-@dataclass(frozen=True)
-class ConvNeXt:
-    """Depthwise convolutions over frames, as in Vocos."""
-
-    kind: Literal["convnext"] = "convnext"
-    width: int = 256
-    depth: int = 8
-    kernel: int = 7
-    expansion: int = 3
-    dilation_cycle: int = 1
-    label_dropout: float = 0.1
-    compute_dtype: Literal["float32", "bfloat16"] = "float32"
-    remat: bool = False
-
-
-@dataclass(frozen=True)
-class LSTM:
-    """Stacked long short-term memory: a baseline."""
-
-    kind: Literal["lstm"] = "lstm"
-    width: int = 256
-    depth: int = 2
-    bidirectional: bool = False
-    label_dropout: float = 0.1
-    compute_dtype: Literal["float32", "bfloat16"] = "float32"
-    remat: bool = False
-
-
-@dataclass(frozen=True)
-class CausalWaveNet:
-    """Autoregressive WaveNet on samples; for method autoregression."""
-
-    kind: Literal["causal_wavenet"] = "causal_wavenet"
-    channels: int = 64
-    layers: int = 30
-    dilation_cycle: int = 10
-    label_dropout: float = 0.1
-    compute_dtype: Literal["float32", "bfloat16"] = "float32"
-    remat: bool = False
-
-
-# Schedules. In each a shift above 1 spends more of training and sampling at high noise.
-
-
-@dataclass(frozen=True)
-class Cosine:
-    """Variance-preserving cosine schedule."""
-
-    kind: Literal["cosine"] = "cosine"
-    shift: float = 1.0
-
-
-@dataclass(frozen=True)
-class Sigmoid:
-    """Variance-preserving schedule along a piece of the logistic curve."""
-
-    kind: Literal["sigmoid"] = "sigmoid"
-    start: float = -3.0
-    end: float = 3.0
-    tau: float = 1.0
-    shift: float = 1.0
-
-
-@dataclass(frozen=True)
-class LinearBeta:
-    """DDPM's betas, or with `scaled` their square roots, evenly spaced; the defaults are DiffWave's."""
-
-    kind: Literal["linear_beta"] = "linear_beta"
-    steps: int = 50
-    beta_min: float = 1e-4
-    beta_max: float = 0.05
-    scaled: bool = False
-    shift: float = 1.0
-
-
-@dataclass(frozen=True)
-class VP:
-    """Variance-preserving SDE with linear beta."""
-
-    kind: Literal["vp"] = "vp"
-    beta_min: float = 0.1
-    beta_max: float = 20.0
-    shift: float = 1.0
-
-
-@dataclass(frozen=True)
-class VE:
-    """Variance-exploding SDE with geometric noise levels."""
-
-    kind: Literal["ve"] = "ve"
-    sigma_min: float = 0.01
-    sigma_max: float = 50.0
-    shift: float = 1.0
-
-
-@dataclass(frozen=True)
-class EDM:
-    """Noise levels to `sigma_max`, time their power 1 / `rho`."""
-
-    kind: Literal["edm"] = "edm"
-    sigma_max: float = 80.0
-    rho: float = 7.0
-    shift: float = 1.0
-
-
-@dataclass(frozen=True)
-class RectifiedFlow:
-    """Straight paths."""
-
-    kind: Literal["rectified_flow"] = "rectified_flow"
-    shift: float = 1.0
-
-
-@dataclass(frozen=True)
-class Generation:
-    """Sound from noise and a class."""
-
-    kind: Literal["generation"] = "generation"
-
-
-@dataclass(frozen=True)
-class Vocoding:
-    """Sound from its log-mel spectrogram."""
-
-    kind: Literal["vocoding"] = "vocoding"
-    n_fft: int = 1024
-    hop_length: int = 256
-    n_mels: int = 80
-    fmax: float | None = None
-    envelope: bool = False  # divide spectra by the mel's magnitudes, so that noise is shaped as the sound
-    guess: bool = False  # method adversarial begins at the magnitudes of an inverted mel, in place of noise
-
-
-# Methods: what is trained, and how sound comes of it.
-
-
-@dataclass(frozen=True)
-class Diffusion:
-    """Noise schedule, what the network predicts, which times it trains on and how they weigh."""
-
-    kind: Literal["diffusion"] = "diffusion"
-    schedule: Cosine | Sigmoid | LinearBeta | VP | VE | EDM | RectifiedFlow = field(default_factory=RectifiedFlow)
-    prediction: Literal["x0", "eps", "v", "flow", "edm"] = "x0"
-    sigma_data: float = 1.0  # deviation of the features, which normalisation makes 1: for prediction and weight edm
-    times: Literal["uniform", "logit_normal", "lognormal", "importance"] = "logit_normal"
-    times_mean: float = 0.0
-    times_std: float = 1.0
-    weight: Literal["velocity", "constant", "snr", "min_snr", "edm", "sigmoid"] = "velocity"  # constant: its own error
-    auxiliary: Literal["none", "stft", "mel"] = "none"  # loss of the decoded sound, times auxiliary_weight
-    auxiliary_weight: float = 1.0
-    self_conditioning: bool = False  # the network sees its own first estimate, at twice the sampling cost
-
-
-@dataclass(frozen=True)
-class Shortcut:
-    """Jumps of any length along the flow: 1, 2, 4 ... steps make a sound. The network predicts x0."""
-
-    kind: Literal["shortcut"] = "shortcut"
-    schedule: Cosine | Sigmoid | LinearBeta | VP | VE | EDM | RectifiedFlow = field(default_factory=RectifiedFlow)
-    times: Literal["uniform", "logit_normal"] = "uniform"
-    times_mean: float = 0.0
-    times_std: float = 1.0
-    weight: Literal["velocity", "constant"] = "velocity"
-    begin: float = 0.5  # the share of the steps before, in which it is an ordinary diffusion model
-    every: int = 4  # from then on every n-th item of a batch is a jump
-    levels: int = 6  # jumps of 1, 1/2, 1/4 ... of the time
-
-
-@dataclass(frozen=True)
-class Autoregression:
-    """Sample by sample; needs network causal_wavenet, representation patches of size 1 and no normalisation."""
-
-    kind: Literal["autoregression"] = "autoregression"
-    output: Literal["mu_law", "logistics", "gaussian"] = "mu_law"
-    levels: int = 256  # of mu_law
-    mixtures: int = 10  # of logistics
-
-
-@dataclass(frozen=True)
-class Regression:
-    """The conditional mean in one pass, by mean squared error of the features: a baseline."""
-
-    kind: Literal["regression"] = "regression"
-    auxiliary: Literal["none", "stft", "mel"] = "none"  # loss of the decoded sound, times auxiliary_weight
-    auxiliary_weight: float = 1.0
-
-
-@dataclass(frozen=True)
-class Adversarial:
-    """A generator against discriminators; it makes sound in `steps` Euler steps from noise or the task's guess."""
-
-    kind: Literal["adversarial"] = "adversarial"
-    schedule: Cosine | Sigmoid | LinearBeta | VP | VE | EDM | RectifiedFlow = field(default_factory=RectifiedFlow)
-    steps: int = 1  # above 1 the generator is a diffusion model's whole sampler: for fine-tuning, see train.init
-    prediction: Literal["x0", "flow"] = "x0"  # flow: what takes the start to the sound, at first nothing
-    jumps: bool = False  # the steps are those of method shortcut
-    game: Literal["least_squares", "hinge"] = "least_squares"
-    begin: float = 0.5  # the share of the steps before, in which it learns by the distance to the real sound alone
-    ramp: float = 0.02  # the share in which the discriminators' part then grows to its weight
-    segment: float | None = None  # seconds of each sound that the discriminators see, at a random place; none: all
-    learning_rate: float = 2e-4  # of the discriminators
-    period_width: int = 32
-    spectral_width: int = 32
-    adversarial_weight: float = 1.0
-    feature_weight: float = 2.0
-    x0_weight: float = 0.0  # of the mean difference of features; the next two are distances of the sounds
-    stft_weight: float = 5.0
-    mel_weight: float = 15.0
-
-
-@dataclass(frozen=True)
 class Train:
     """Length, optimiser and intervals (in steps; 0 is never)."""
 
@@ -363,27 +73,21 @@ class Train:
     learning_rate: float = 1e-3
     warmup: int = 100
     weight_decay: float = 0.01
+    b1: float = 0.9  # decay of the optimiser's first moment
     ema_decay: float = 0.999
     posthoc_ema: bool = False  # keep snapshots from which averages of any length can be made afterwards
     seed: int = 0
-    init: str | None = None  # a run whose averaged weights to begin with
+    init: str | None = None  # a run or file whose averaged weights to begin with
     log_every: int = 20
     sample_every: int = 1000
     save_every: int = 1000
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """How sounds are made when the command line does not say."""
+class Options(NamedTuple):
+    """A network by name and the options of its constructor; it is built when features and classes are known."""
 
-    sampler: SamplerName = "heun"
-    steps: int = 16
-    spacing: SpacingName = "uniform"
-    guidance: float = 1.0
-    guidance_low: float = 0.0  # guide only where sigma / alpha is above this ...
-    guidance_high: float = float("inf")  # ... and at most this
-    guidance_rescale: float = 0.0  # 1: the guided estimate keeps the deviation of the conditional one
-    temperature: float = 1.0  # of autoregression; below 1 the likely becomes more likely
+    kind: str
+    values: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -391,27 +95,43 @@ class Config:
     """Everything a run is; stored in its checkpoints."""
 
     data: Data = field(default_factory=Data)
-    task: Generation | Vocoding = field(default_factory=Generation)
-    representation: CompressedStft | Patches | Magnitude | LogMel = field(default_factory=CompressedStft)
+    task: Task = field(default_factory=Generate)
+    representation: Representation = field(default_factory=CompressedStft)
     normalize: Normalize = field(default_factory=Normalize)
-    network: WaveNet | Transformer | UNet | ConvNeXt | LSTM | CausalWaveNet = field(default_factory=WaveNet)
-    method: Diffusion | Shortcut | Autoregression | Regression | Adversarial = field(default_factory=Diffusion)
+    network: Options = field(default_factory=lambda: _value(Options, {}, "network"))
+    method: Method = field(default_factory=Diffusion)
     train: Train = field(default_factory=Train)
     sampling: Sampling = field(default_factory=Sampling)
 
 
-# Loading ------------------------------------------------------------------------------------------------------------
+# type of a field -> table of the parts that it may be, and the name that stands for none given
+TABLES: dict[Any, tuple[Mapping[str, type], str]] = {
+    Task: (TASKS, "generate"),
+    Representation: (REPRESENTATIONS, "compressed_stft"),
+    Options: (NETWORKS, "convnext"),
+    Method: (METHODS, "diffusion"),
+    Schedule: (SCHEDULES, "rectified_flow"),
+    Bridge: (BRIDGES, "ve"),
+}
+# fields that a user does not choose: a corpus, the sample rate or the other parts supply them
+_SUPPLIED = {
+    Task: {"classes"},
+    Representation: {"sample_rate"},
+    Options: {"condition_features", "condition_hop", "num_classes", "self_conditioning", "second_time", "zero_output",
+              "input_classes", "token_features", "rngs"},
+}  # fmt: skip
+
+
+# From YAML ----------------------------------------------------------------------------------------------------------
 
 
 def load_config(path: Path, overrides: Mapping[str, str] | None = None) -> Config:
     """The configuration of a YAML file with dotted-key overrides laid over it; raises ConfigError."""
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); give the path of a YAML file") from None
-    try:
-        tree = yaml.safe_load(text) or {}
     except yaml.YAMLError as error:
         problem = str(error).replace("\n", " ")
         raise ConfigError(f"{path}: is not YAML ({problem})") from None
@@ -429,73 +149,89 @@ def load_config(path: Path, overrides: Mapping[str, str] | None = None) -> Confi
 
 
 def from_dict(tree: Mapping[str, Any]) -> Config:
-    """A Config from nested mappings; absent keys keep defaults, unknown keys and wrong types raise ConfigError."""
-    return _load(Config, tree, "")
+    """A Config from nested mappings; absent keys keep defaults, unknown keys and wrong types raise ConfigError.
+
+    A stored tree says its format and may be an older one; people's files are of the newest.
+    """
+    tree = dict(tree)
+    stored = _scalar(int, tree.pop("format", FORMAT), "format")
+    if not 1 <= stored <= FORMAT:
+        raise ConfigError(f"format {stored}: this jaxdiff knows formats 1 to {FORMAT}; install a newer one")
+    for older in range(stored, FORMAT):
+        tree = UPGRADES[older](tree)
+    config = _make(Config, tree, "")
+    at_rate = dataclasses.replace(config.representation, sample_rate=config.data.sample_rate)
+    return dataclasses.replace(config, representation=at_rate)
 
 
-def to_dict(config: Config) -> dict[str, Any]:
-    """Nested plain values; `from_dict(to_dict(c)) == c`."""
-    return dataclasses.asdict(config)
+class Key(NamedTuple):
+    """A key that a part understands: its annotated type and its default."""
+
+    hint: Any
+    default: Any
 
 
-def to_yaml(config: Config) -> str:
-    """The resolved configuration, every key of it."""
-    return yaml.safe_dump(to_dict(config), sort_keys=False)
+def schema(part: type, family: Any = None) -> dict[str, Key]:
+    """The keys of a part: the parameters of its constructor, but for those that are supplied by others."""
+    hints = typing.get_type_hints(part if dataclasses.is_dataclass(part) else part.__init__)
+    parameters = list(inspect.signature(part.__init__).parameters.values())
+    parameters = parameters[2:] if family is Options else parameters[1:]  # self, and a network's channels
+    chosen = [p for p in parameters if p.name not in _SUPPLIED.get(family, ())]
+    return {p.name: Key(hints[p.name], p.default) for p in chosen}
 
 
-def flatten(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and values."""
-    for f in dataclasses.fields(config):
-        value = getattr(config, f.name)
-        if dataclasses.is_dataclass(value):
-            yield from flatten(value, f"{prefix}{f.name}.")
-        else:
-            yield f"{prefix}{f.name}", value
-
-
-def _load(cls: type, tree: Any, prefix: str) -> Any:
+def _make(part: type, tree: Any, prefix: str, family: Any = None) -> Any:
+    """A part from its group of keys."""
     if not isinstance(tree, Mapping):
         raise ConfigError(f"{prefix.rstrip('.')}: expected a group of keys, got {tree!r}")
-    hints = typing.get_type_hints(cls)
+    keys = schema(part, family)
     for key in tree:
-        if key not in hints:
-            names = [name for name, _ in flatten(cls(), prefix)] + [f"{prefix}{name}" for name in hints]
-            near = difflib.get_close_matches(f"{prefix}{key}", names, 1, 0.4)
-            hint = f"did you mean {near[0]}?" if near else f"valid here: {', '.join(hints)}"
+        if key not in keys:
+            names = [f"{prefix}{name}" for name in keys]
+            inner = [name for name, _ in flatten(part(), prefix)] if family is None else []
+            near = difflib.get_close_matches(f"{prefix}{key}", names + inner, 1, 0.4)
+            hint = f"did you mean {near[0]}?" if near else f"valid here: {', '.join(keys)}"
             raise ConfigError(f"{prefix}{key}: unknown key; {hint}")
-    return cls(**{key: _value(hints[key], tree[key], f"{prefix}{key}", cls) for key in tree})
+    values = {key: _value(keys[key].hint, tree[key], f"{prefix}{key}") for key in tree}
+    if family is Options:
+        return {name: values.get(name, default) for name, (_, default) in keys.items()}
+    try:
+        return part(**values)
+    except ValueError as error:
+        raise ConfigError(f"{prefix.rstrip('.')}: {error}") from None
 
 
-def _value(hint: Any, value: Any, key: str, owner: type) -> Any:
-    kinds = [k for k in typing.get_args(hint) or (hint,) if dataclasses.is_dataclass(k)]
-    if kinds:
-        chosen = _kind(kinds, value, key, owner) if len(kinds) > 1 else kinds[0]
-        return _load(chosen, value, f"{key}.")
-    if typing.get_origin(hint) is Literal:
-        choices = typing.get_args(hint)
-        if value not in choices:
-            near = difflib.get_close_matches(str(value), choices, 1)
-            hint_text = f"; did you mean {near[0]}?" if near else ""
-            raise ConfigError(f"{key}: expected one of {', '.join(choices)}, got {value!r}{hint_text}")
-        return value
-    if isinstance(hint, types.UnionType):
+def _value(hint: Any, value: Any, key: str) -> Any:
+    if hint in TABLES:
+        table, default = TABLES[hint]
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{key}: expected a group with kind: {' or '.join(table)}, got {value!r}")
+        kind = value.get("kind", default)
+        _choose(list(table), kind, f"{key}.kind")
+        made = _make(table[kind], {k: v for k, v in value.items() if k != "kind"}, f"{key}.", hint)
+        return Options(kind, made) if hint is Options else made
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        return _make(hint, value, f"{key}.")
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
         if value is None or value in ("none", "null"):
             return None
         hint = next(h for h in typing.get_args(hint) if h is not types.NoneType)
+    origin = typing.get_origin(hint)
+    if origin is Literal:
+        return _choose(typing.get_args(hint), value, key)
+    if origin is not None and issubclass(origin, Mapping):
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{key}: expected names and folders, got {value!r}")
+        return {_scalar(str, k, key): _scalar(str, v, f"{key}.{k}") for k, v in value.items()}
     return _scalar(hint, value, key)
 
 
-def _kind(kinds: list[type], value: Any, key: str, owner: type) -> type:
-    by_name = {k().kind: k for k in kinds}
-    default = next(f for f in dataclasses.fields(owner) if f.name == key.rpartition(".")[2]).default_factory
-    if not isinstance(value, Mapping):
-        raise ConfigError(f"{key}: expected a group with kind: {' or '.join(by_name)}, got {value!r}")
-    name = value.get("kind", default().kind)
-    if name not in by_name:
-        near = difflib.get_close_matches(str(name), by_name, 1)
+def _choose(choices: typing.Sequence[Any], value: Any, key: str) -> Any:
+    if value not in choices:
+        near = difflib.get_close_matches(str(value), [str(c) for c in choices], 1)
         hint = f"; did you mean {near[0]}?" if near else ""
-        raise ConfigError(f"{key}.kind: expected one of {', '.join(by_name)}, got {name!r}{hint}")
-    return by_name[name]
+        raise ConfigError(f"{key}: expected one of {', '.join(map(str, choices))}, got {value!r}{hint}")
+    return value
 
 
 def _scalar(hint: type, value: Any, key: str) -> Any:
@@ -518,26 +254,136 @@ def _scalar(hint: type, value: Any, key: str) -> Any:
     return number
 
 
-# What follows from it -----------------------------------------------------------------------------------------------
+# And back -----------------------------------------------------------------------------------------------------------
 
 
-def crop_samples(config: Config) -> int:
-    """Samples in a training crop; raises ConfigError when the representation cannot cut it into frames."""
-    samples = round(config.data.seconds * config.data.sample_rate)
-    hops = {"representation": hop_length(config)}
-    if isinstance(config.task, Vocoding):
-        hops["task"] = config.task.hop_length
+def to_dict(part: Any) -> dict[str, Any]:
+    """Nested plain values with every key; `from_dict(to_dict(config)) == config`, and the format number with it."""
+    start: dict[str, Any] = {"format": FORMAT} if isinstance(part, Config) else {}
+    return {**start, **{name: to_dict(v) if _is_group(v) else v for name, v in _items(part)}}
+
+
+def to_yaml(config: Config) -> str:
+    """The resolved configuration, every key of it."""
+    return yaml.safe_dump(to_dict(config), sort_keys=False)
+
+
+def flatten(part: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values."""
+    for name, value in _items(part):
+        if _is_group(value):
+            yield from flatten(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _is_group(value: Any) -> bool:
+    return dataclasses.is_dataclass(value) or isinstance(value, Options)
+
+
+def _items(part: Any) -> Iterator[tuple[str, Any]]:
+    """The keys of a part with their values, the name of its kind first where it stands in a table."""
+    if isinstance(part, Options):
+        yield "kind", part.kind
+        yield from part.values.items()
+        return
+    family = next((f for f, (table, _) in TABLES.items() if type(part) in table.values()), None)
+    if family is not None:
+        yield "kind", next(name for name, kind in TABLES[family][0].items() if kind is type(part))
+    for name in schema(type(part), family):
+        value = getattr(part, name)
+        yield name, dict(value) if isinstance(value, Mapping) else value
+
+
+# What is built of it ------------------------------------------------------------------------------------------------
+
+
+def crop(config: Config) -> Crop:
+    """How training crops are cut; raises ConfigError when they cannot be cut into frames."""
+    data = config.data
+    samples = round(data.seconds * data.sample_rate)
+    hops = {"representation": config.representation.hop_length}
+    hops["task"] = config.task.needs(config.representation).condition_hop or 1
     for where, hop in hops.items():
         if samples < hop or samples % hop:
             fits = max(1, round(samples / hop)) * hop
             raise ConfigError(
-                f"data.seconds {config.data.seconds} is {samples} samples, which the {where}'s hop of {hop} does not "
-                f"divide; use data.seconds {fits / config.data.sample_rate:.6g} ({fits} samples)"
+                f"data.seconds {data.seconds} is {samples} samples, which the {where}'s hop of {hop} does not "
+                f"divide; use data.seconds {fits / data.sample_rate:.6g} ({fits} samples)"
             )
-    return samples
+    return Crop(samples, data.sample_rate, data.crop, data.channels, data.speed)
 
 
-def hop_length(config: Config) -> int:
-    """Samples per network frame."""
-    r = config.representation
-    return r.size if isinstance(r, Patches) else r.hop_length
+def model(config: Config, classes: tuple[str, ...], normalization: Normalization | None) -> Model:
+    """The model of a configuration for a corpus's classes and normalisation; raises ConfigError where parts do not fit.
+
+    Classes are left away by tasks that have no use for them; a normalisation that is not known yet (None) does nothing.
+    """
+    task, representation = config.task, config.representation
+    task = task.with_classes(classes)
+    if config.normalize.enabled:
+        blank = Normalization(jnp.zeros(representation.channels), jnp.ones(representation.channels))
+        representation = Normalized(representation, blank if normalization is None else normalization)
+    try:
+        task.check(representation)
+        built = Model(_network(config, representation, task), representation, task)
+        config.method.check(built)
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    return built
+
+
+def _network(config: Config, representation: Representation, task: Task) -> Network:
+    """The network with what the task and the method need; an option that its constructor lacks is an error."""
+    kind, method = config.network.kind, config.method
+    needs, wanted = task.needs(representation), method.network_options()
+    parameters = inspect.signature(NETWORKS[kind].__init__).parameters
+    if needs.condition_hop % representation.hop_length:
+        raise ConfigError(
+            f"the task's hop of {needs.condition_hop} samples is no multiple of the representation's hop of "
+            f"{representation.hop_length}; set task.hop_length or the representation's so that it is"
+        )
+    frames = needs.condition_hop // representation.hop_length or 1
+    supplied = {**needs._asdict(), "condition_hop": frames, **wanted}
+    if ("input_classes" in parameters) != ("input_classes" in wanted):
+        name = next(name for name, m in METHODS.items() if m is type(method))
+        raise ConfigError(
+            f"method autoregression, network causal_wavenet, representation patches of size 1 and normalize.enabled no "
+            f"belong together, got method {name} and network {kind}; set all four"
+        )
+    for option, value in supplied.items():
+        default = 1 if option == "condition_hop" else option == "zero_output"
+        if option not in parameters and value != default and option != "input_classes":
+            able = [k for k, v in NETWORKS.items() if option in inspect.signature(v.__init__).parameters]
+            raise ConfigError(
+                f"network.kind {kind} has no {option}, which the task or method needs to be {value}; use "
+                f"{', '.join(able)}"
+            )
+    options = {**config.network.values, **{k: v for k, v in supplied.items() if k in parameters}}
+    return from_nnx(lambda rngs: NETWORKS[kind](method.outputs(representation), **options, rngs=rngs))
+
+
+# Older formats ------------------------------------------------------------------------------------------------------
+
+
+def _from_1(tree: dict[str, Any]) -> dict[str, Any]:
+    """Level and polarity were the data's, sampling's names of tasks were nouns, Griffin-Lim drew phases for all frames.
+
+    A vocoder was trained at `peak_db` and used at the sound's own level, which it keeps.
+    """
+    data, task = dict(tree["data"]), dict(tree["task"])
+    peak, flip = data.pop("peak_db"), data.pop("flip_polarity")
+    kinds = {"generation": "generate", "vocoding": "vocode"}
+    task["kind"] = kinds[task["kind"]]
+    if task["kind"] == "generate":
+        task |= {"peak_db": peak, "flip_polarity": flip}
+    representation = dict(tree["representation"])
+    if representation["kind"] in ("log_mel", "magnitude"):
+        representation["phase_period"] = None
+    train = {**tree["train"], "b1": 0.8 if tree["method"]["kind"] == "adversarial" else 0.9}
+    return {**tree, "data": data, "task": task, "representation": representation, "train": train}
+
+
+UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _from_1}  # from that format to the next

@@ -1,5 +1,6 @@
 """Linear operators of the inverse problems on rows of D values, each with its matrix built by NumPy alone."""
 
+import jax.numpy as jnp
 import numpy as np
 from scipy.linalg import toeplitz
 
@@ -16,7 +17,7 @@ def fourier_gain(gain):
 
 def filtered(x):
     """The part of a convolution where the filter overlaps wholly."""
-    return sum(tap * x[:, 3 - k : D - k] for k, tap in enumerate(TAPS))
+    return jnp.asarray(sum(tap * x[:, 3 - k : D - k] for k, tap in enumerate(TAPS)))
 
 
 LINEAR = {  # the operator and its matrix by NumPy

@@ -5,13 +5,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from flax import nnx
 
-from jaxdiff import adversarial, diffusion
+from jaxdiff import diffusion
 from jaxdiff.diffusion import RectifiedFlow
-from jaxdiff.networks import Condition
+from jaxdiff.features import Patches
+from jaxdiff.methods import Model, adversarial
+from jaxdiff.methods.method import Sampling
+from jaxdiff.networks import Network
 from jaxdiff.networks.discriminators import Judgement
-from jaxdiff.tasks import Example, Task
+from jaxdiff.tasks import Generate, Given
+from jaxdiff.training import init_state, make_train_step
 
 
 def says(*logits, maps=()):
@@ -32,14 +35,13 @@ def test_feature_distance_sums_layers_and_averages_discriminators():
     assert float(adversarial.feature_distance(real, made)) == pytest.approx(((1.5 + 0.5) + 4.0) / 2)
 
 
-class Scale(nnx.Module):
+def scale(params, x_t, t, cond, *, key=None):
     """x0 = a + b x: with noise for x, N(a, b^2)."""
+    return params["a"] + params["b"] * x_t
 
-    def __init__(self):
-        self.a, self.b = nnx.Param(jnp.float32(0.0)), nnx.Param(jnp.float32(0.3))
 
-    def __call__(self, x_t, t, cond, *, rngs=None):
-        return self.a[...] + self.b[...] * x_t
+GENERATOR = {"a": jnp.zeros(()), "b": jnp.float32(0.3)}
+MODEL = Model(Network(lambda key: GENERATOR, scale), Patches(size=1), Generate())
 
 
 def critic(params, wave):
@@ -48,23 +50,31 @@ def critic(params, wave):
     return [Judgement(logits, (logits,))]
 
 
-TASK = Task(lambda batch, key: Example(batch["wave"][..., None], Condition()), lambda batch: Condition(), None)
-
-
 def make(network, example, key):
     keys = jax.random.split(key, len(example.x0))
-    x0 = adversarial.unrolled(network, RectifiedFlow(), example.cond, example.x0.shape, keys)
+    noise = diffusion.noise(keys, example.x0.shape)
+    x0 = adversarial.unrolled(network, RectifiedFlow(), example.given, noise, keys)
     return x0, x0[..., 0]
 
 
-def game_of(rate=2e-2, **options):
-    graphdef, params = nnx.split(Scale())
+def no_distance(made, real):
+    return 0 * made[1].mean(-1)
+
+
+def start_of(generator, critics, optimizers, key):
+    both = {"generator": generator, "discriminators": critics}
+    opt_state = {name: optimizers[name].init(tree) for name, tree in both.items()}
+    return init_state(jax.tree.map(jnp.copy, both), generator, opt_state, key)
+
+
+def game_of(rate=2e-2, distance=no_distance, task=MODEL.task, **options):
+    optimizers: dict[str, optax.GradientTransformation]
     optimizers = {"generator": optax.adam(rate, b1=0.5), "discriminators": optax.adam(rate, b1=0.5)}
     critics = {"c": jnp.zeros(()), "w": jnp.zeros(()), "v": jnp.zeros(())}
-    state = adversarial.init_state(nnx.to_pure_dict(params), critics, optimizers, jax.random.key(0))
-    distance = options.pop("distance", lambda made, real: 0 * made[1].mean(-1))
-    step = adversarial.make_adversarial_step(graphdef, TASK, make, critic, distance, optimizers, **options)
-    return state, step
+    model = MODEL._replace(task=task)
+    update = adversarial.adversarial_step(model, make, critic, distance, optimizers, **options)
+    step = make_train_step(update, lambda both: both["generator"])
+    return start_of(GENERATOR, critics, optimizers, jax.random.key(0)), step
 
 
 def batch_of(seed, shift=2.0, spread=0.7):
@@ -85,7 +95,7 @@ def test_a_generator_learns_a_distribution_that_it_is_never_shown(game):
     for i in range(1500):
         state, metrics = step(state, batch_of(i))
         if i >= 1000:
-            history.append([float(state.ema_params["a"]), abs(float(state.ema_params["b"]))])
+            history.append([float(state.average["a"]), abs(float(state.average["b"]))])
     mean, deviation = np.mean(history, axis=0)
     assert abs(mean - 2.0) < 0.3 and abs(deviation - 0.7) < 0.3  # from 0 and 0.3
     assert len(traces) == 1
@@ -106,16 +116,14 @@ def test_before_the_contest_only_the_distance_teaches():
 
 def test_each_player_follows_its_own_gradient():
     """The first update of plain gradient descent against gradients of the two losses written out."""
-    graphdef, params = nnx.split(Scale())
-    generator, critics = nnx.to_pure_dict(params), {"c": jnp.array(0.1), "w": jnp.array(0.4), "v": jnp.array(-0.2)}
+    generator, critics = GENERATOR, {"c": jnp.array(0.1), "w": jnp.array(0.4), "v": jnp.array(-0.2)}
+    optimizers: dict[str, optax.GradientTransformation]
     optimizers = {"generator": optax.sgd(1.0), "discriminators": optax.sgd(1.0)}
     batch = batch_of(0)
-    state = adversarial.init_state(*jax.tree.map(jnp.copy, (generator, critics)), optimizers, jax.random.key(5))
-    step = adversarial.make_adversarial_step(
-        graphdef, TASK, make, critic, lambda made, real: 0 * made[1].mean(-1), optimizers, feature_weight=3.0
-    )
-    after, _ = step(state, batch)
-    sound_key = jax.random.split(jax.random.fold_in(jax.random.key(5), 0), 3)[1]
+    update = adversarial.adversarial_step(MODEL, make, critic, no_distance, optimizers, feature_weight=3.0)
+    key = jax.random.key(5)
+    after, _ = jax.jit(update)(start_of(generator, critics, optimizers, key), batch, key)
+    sound_key = jax.random.split(key, 3)[1]
     eps = diffusion.noise(jax.random.split(sound_key, 16), (16, 32, 1))[..., 0]
     real = jnp.asarray(batch["wave"])
     D = lambda c, x: c["c"] + c["w"] * x + c["v"] * x**2  # noqa: E731
@@ -139,13 +147,13 @@ def test_each_player_follows_its_own_gradient():
 
 def test_unrolled_steps_are_the_samplers_and_carry_gradients():
     """Of the exact denoiser of N(0, s^2) every Euler step is a multiplication: value and gradient in closed form."""
-    schedule, keys, shape = RectifiedFlow(), jax.random.split(jax.random.key(0), 2), (2, 3, 1)
+    schedule, keys = RectifiedFlow(), jax.random.split(jax.random.key(0), 2)
+    eps = diffusion.noise(keys, (2, 3, 1))
 
     def made(gain, steps):
         network = lambda x_t, t, cond, **_: gain * x_t  # noqa: E731
-        return adversarial.unrolled(network, schedule, Condition(), shape, keys, steps=steps)
+        return adversarial.unrolled(network, schedule, Given(), eps, keys, steps=steps)
 
-    eps = diffusion.noise(keys, shape)
     # x_r = x0_hat + (r / t) (x_t - x0_hat): from t = 1 by 1/2 to 0
     both = lambda gain: gain * (gain + 0.5 * (1 - gain)) * eps  # noqa: E731
     value, gradient = jax.value_and_grad(lambda g: made(g, 2).sum())(0.3)
@@ -153,5 +161,22 @@ def test_unrolled_steps_are_the_samplers_and_carry_gradients():
     np.testing.assert_allclose(value, wanted, rtol=1e-5)
     np.testing.assert_allclose(gradient, wanted_gradient, rtol=1e-5)
     jumps = lambda x_t, t, cond, r=None: 0.5 * x_t  # noqa: E731
-    one = adversarial.unrolled(jumps, schedule, Condition(), shape, keys, jumps=True)
+    one = adversarial.unrolled(jumps, schedule, Given(), eps, keys, jumps=True)
     np.testing.assert_allclose(one, 0.5 * eps, rtol=1e-6)
+    start = Given(start=3 + eps)
+    np.testing.assert_allclose(
+        adversarial.unrolled(jumps, schedule, start, eps, keys, jumps=True), 0.5 * (3 + eps), rtol=1e-6
+    )
+
+
+def test_a_generator_that_predicts_the_flow_begins_with_its_start():
+    """A network whose output begins at zero moves nothing, in any number of steps; from noise there is nothing else."""
+    start = jnp.asarray(np.random.default_rng(0).standard_normal((2, 5, 1)), jnp.float32)
+    still = MODEL._replace(network=Network(lambda key: {}, lambda params, x_t, *_, **__: 0 * x_t))
+    keys, noise = jax.random.split(jax.random.key(0), 2), jnp.ones((2, 5, 1))
+    for steps in (1, 3):
+        method = adversarial.Adversarial(prediction="flow", steps=steps)
+        assert method.network_options() == {"second_time": False, "zero_output": True}
+        sample = method.make_sample(still, Sampling(), jnp.zeros(0))
+        np.testing.assert_allclose(sample({}, Given(start=start), noise, keys), start, rtol=1e-6)
+        np.testing.assert_allclose(sample({}, Given(), noise, keys), noise, rtol=1e-6)

@@ -62,8 +62,9 @@ def test_tokens_have_no_order_and_masked_ones_no_effect():
     order = np.array([3, 0, 4, 1, 2])
     attend = jax.jit(lambda q, kv, mask: cross_attention(q, kv, 2, mask=mask))
     out = attend(q, kv, mask)
-    split = [a.reshape(1, -1, 2, 4) for a in (q, kv[..., :8], kv[..., 8:])]
-    assert max_relative(out.reshape(1, 6, 2, 4), full(*split, np.broadcast_to(mask[:, None], (1, 6, 5)))) <= 1e-5
+    heads = [a.reshape(1, -1, 2, 4) for a in (q, kv[..., :8], kv[..., 8:])]
+    expected = full(heads[0], heads[1], heads[2], np.broadcast_to(mask[:, None], (1, 6, 5)))
+    assert max_relative(out.reshape(1, 6, 2, 4), expected) <= 1e-5
     assert max_relative(attend(q, kv[:, order], mask[:, order]), out) <= 1e-5
     assert (attend(q, kv + 9 * ~np.asarray(mask)[..., None], mask) == out).all()
     assert not attend(q, kv, jnp.zeros((1, 5), bool)).any()

@@ -1,6 +1,7 @@
 """Bridges against closed forms, moment equations of the pinned SDE, and exact denoisers of Gaussian pairs."""
 
 import functools
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -8,10 +9,16 @@ import numpy as np
 import pytest
 from oracles import max_relative, slope
 from scipy.integrate import quad, solve_ivp
+from scipy.stats import norm
 
 from jaxdiff.diffusion import (
+    BRIDGE_SAMPLERS,
+    BRIDGES,
     Bridge,
     FlowBridge,
+    RectifiedFlow,
+    Schedule,
+    Spacing,
     VEBridge,
     VPBridge,
     bridge_denoiser,
@@ -19,7 +26,11 @@ from jaxdiff.diffusion import (
     bridge_ode,
     bridge_sde,
     dbim,
+    lognormal_times,
+    logsnr,
     noise,
+    prior_scale,
+    spaced_times,
 )
 
 MEAN, STD, Y = 0.7, 0.5, -1.2  # x0 given y is N(MEAN, STD^2)
@@ -27,8 +38,8 @@ KEY = jax.random.key(0)
 RBG = jax.random.key(0, impl="rbg")  # draws millions of numbers faster than the default generator
 FAST_COMPILE = {"xla_backend_optimization_level": 0}  # small programs: compiling them is the cost
 DIFFUSIONS = [VEBridge(), VEBridge(5.0, 0.2), VPBridge(), VPBridge(0.1, 4.0, 1.0)]
-BRIDGES = [VEBridge(), VPBridge(), FlowBridge(), FlowBridge(0.4)]
-each_bridge = pytest.mark.parametrize("bridge", BRIDGES, ids=["ve", "vp", "flow", "noisy-flow"])
+KINDS = [VEBridge(), VPBridge(), FlowBridge(), FlowBridge(0.4)]
+each_bridge = pytest.mark.parametrize("bridge", KINDS, ids=["ve", "vp", "flow", "noisy-flow"])
 each_diffusion = pytest.mark.parametrize("bridge", DIFFUSIONS, ids=["ve", "ve-steep", "vp", "vp-flat"])
 
 
@@ -70,7 +81,7 @@ def draw(sampler, bridge, y, times, key, std=STD):
     return sampler(gaussian(bridge, std), bridge, y, times, key)
 
 
-def grid(steps, dtype=jnp.float32):
+def uniform(steps, dtype=jnp.float32):
     return jnp.linspace(1, 0, steps + 1, dtype=dtype)
 
 
@@ -83,7 +94,7 @@ def test_ends_are_exact(bridge):
     for marginal in (bridge.marginal, jax.jit(bridge.marginal)):
         w_x, w_y, std = (np.asarray(w) for w in marginal(jnp.array([0.0, 1.0])))
         assert (w_x.tolist(), w_y.tolist()) == ([1, 0], [0, 1])
-        assert std.tolist() == pytest.approx([0, getattr(bridge, "sigma", 0)], abs=0, rel=1e-6)
+        assert std.tolist() == pytest.approx([0, getattr(bridge, "noise_std", 0)], abs=0, rel=1e-6)
 
 
 @each_diffusion
@@ -129,6 +140,60 @@ def test_flow_bridge_is_straight():
     assert np.allclose(weights(FlowBridge(0.4), t), (1 - t, t, 0.4 * t), rtol=1e-15, atol=0)
 
 
+# --- bridges as schedules ---
+
+
+@each_bridge
+def test_levels_are_what_is_x0_and_what_is_not(bridge):
+    assert isinstance(bridge, Schedule)
+    t, (w_x, w_y, std) = np.linspace(0, 1, 9), weights(bridge, np.linspace(0, 1, 9))
+    with jax.enable_x64(True):
+        assert (bridge.alpha(jnp.asarray(t)) == w_x).all()
+        assert max_relative(bridge.sigma(jnp.asarray(t)), np.sqrt(w_y**2 + std**2)) <= 1e-15
+    assert float(prior_scale(bridge)) == pytest.approx(np.hypot(1, getattr(bridge, "noise_std", 0)))
+
+
+@pytest.mark.parametrize("bridge", DIFFUSIONS + KINDS[2:], ids=str)
+@pytest.mark.parametrize("times", [64, 513])
+def test_logsnr_falls_from_inf_to_minus_inf(bridge, times):
+    value = np.asarray(logsnr(bridge, jnp.linspace(0, 1, times)))
+    assert (value[0], value[-1]) == (np.inf, -np.inf)
+    assert np.isfinite(value[1:-1]).all()
+    assert (np.diff(value) < 0).all()
+
+
+def test_flow_bridge_without_noise_is_the_rectified_flow():
+    t = jnp.linspace(0, 1, 513)
+    assert (FlowBridge().alpha(t) == RectifiedFlow().alpha(t)).all()
+    assert (FlowBridge().sigma(t) == RectifiedFlow().sigma(t)).all()
+
+
+@each_bridge
+def test_lognormal_times_have_their_quantiles(bridge):
+    t = jax.jit(lognormal_times(bridge, -1.2, 1.2), static_argnums=1)(KEY, 1024)
+    level = np.asarray(-0.5 * logsnr(bridge, t), np.float64)
+    for q in (0.05, 0.5, 0.95):
+        assert np.quantile(level, q) == pytest.approx(-1.2 + 1.2 * norm.ppf(q), abs=1e-2)
+
+
+@each_bridge
+@pytest.mark.parametrize("spacing", get_args(Spacing))
+def test_spaced_times_fall_from_one_to_zero(bridge, spacing):
+    for steps in (1, 7, 64):
+        times = np.asarray(spaced_times(bridge, steps, spacing))
+        assert np.isfinite(times).all()
+        assert (len(times), times[0], times[-1]) == (steps + 1, 1, 0)
+        assert (np.diff(times) < 0).all()
+
+
+def test_tables():
+    assert list(BRIDGES) == ["ve", "vp", "flow"]
+    assert [kind() for kind in BRIDGES.values()] == KINDS[:3]
+    assert {name: named.deterministic for name, named in BRIDGE_SAMPLERS.items()} == {
+        "bridge_sde": False, "bridge_ode": True, "dbim": False
+    }  # fmt: skip
+
+
 # --- loss ---
 
 
@@ -147,7 +212,7 @@ def test_loss_adds_the_auxiliary_distance_and_passes_the_condition():
     x0, y, cond = jnp.full((2, 3, 1), 2.0), jnp.zeros((2, 3, 1)), jnp.full((2, 3, 1), 5.0)
     network = lambda x_t, t, cond: cond  # noqa: E731
     distance = lambda x0_hat, x0, cond: jnp.abs(x0_hat - x0).sum((1, 2))  # noqa: E731
-    options = dict(auxiliary=distance, auxiliary_weight=0.1)
+    options: dict[str, Any] = dict(auxiliary=distance, auxiliary_weight=0.1)
     loss, metrics = bridge_loss(network, VEBridge(), x0, y, cond, KEY, **options)
     assert float(loss) == pytest.approx(9 + 0.1 * 9)
     assert float(metrics["auxiliary"]) == 9
@@ -189,23 +254,23 @@ def test_one_step_of_the_ode_is_the_papers_update(bridge):
     assert float(x_u[0, 0]) == pytest.approx(carried + estimate + prior, rel=1e-8)
 
 
-@pytest.mark.parametrize("sigma", [0.0, 0.4])
+@pytest.mark.parametrize("noise_std", [0.0, 0.4])
 @pytest.mark.parametrize("sampler", [bridge_ode, bridge_sde])
-def test_flow_bridge_takes_euler_steps(sampler, sigma):
+def test_flow_bridge_takes_euler_steps(sampler, noise_std):
     """dx/dt = (x - x0_hat) / t, by a loop; without noise too, where x_t has no z to carry."""
     with jax.enable_x64(True):
         y, estimate, times = jnp.linspace(-2.0, 2, 5), lambda x, t: jnp.tanh(2 * x) + t, np.linspace(1, 0, 6)
-        x = sampler(estimate, FlowBridge(sigma), y, jnp.asarray(times), KEY)
-        exact = np.asarray(y + sigma * noise(jax.random.fold_in(KEY, len(times)), y.shape))
+        x = sampler(estimate, FlowBridge(noise_std), y, jnp.asarray(times), KEY)
+        exact = np.asarray(y + noise_std * noise(jax.random.fold_in(KEY, len(times)), y.shape))
         for t, u in zip(times[:-1], times[1:], strict=True):
             exact = exact + (u - t) * (exact - (np.tanh(2 * exact) + t)) / t
-        assert max_relative(x, exact) <= (1e-12 if sampler is bridge_ode or sigma == 0 else 1e-6)
+        assert max_relative(x, exact) <= (1e-12 if sampler is bridge_ode or noise_std == 0 else 1e-6)
 
 
-@pytest.mark.parametrize("bridge", BRIDGES[:3], ids=["ve", "vp", "flow"])
+@pytest.mark.parametrize("bridge", KINDS[:3], ids=["ve", "vp", "flow"])
 @pytest.mark.parametrize("steps", [1, 7])
 def test_ode_from_y_ends_at_the_conditional_mean(bridge, steps):
-    x = draw(bridge_ode, bridge, jnp.full((2, 3), Y), grid(steps), KEY)
+    x = draw(bridge_ode, bridge, jnp.full((2, 3), Y), uniform(steps), KEY)
     assert np.abs(x - MEAN).max() <= 3e-6
 
 
@@ -235,10 +300,10 @@ def test_samples_have_the_moments_of_x0_given_y(name, bridge):
     """60,000 samples of 400 steps: mean and spread right within bounds that a standard deviation 5 % off fails."""
     y, n = jnp.full((1000, 60), Y), 60_000
     steps, bound = 400, 0.025
-    exact = np.asarray(draw(SAMPLERS[name], bridge, y, grid(steps), RBG), np.float64)
+    exact = np.asarray(draw(SAMPLERS[name], bridge, y, uniform(steps), RBG), np.float64)
     assert abs(exact.mean() - MEAN) <= 5 * STD / np.sqrt(n)
     assert abs(exact.std() / STD - 1) <= bound
-    wrong = np.asarray(draw(SAMPLERS[name], bridge, y, grid(steps), RBG, std=1.05 * STD), np.float64)
+    wrong = np.asarray(draw(SAMPLERS[name], bridge, y, uniform(steps), RBG, std=1.05 * STD), np.float64)
     assert abs(wrong.std() / STD - 1) > bound
     assert exact.var() == pytest.approx(recursion(bridge, steps, name == "sde")[1], rel=5 * np.sqrt(2 / n))
 
@@ -251,6 +316,31 @@ def test_moments_converge_at_order_one(name, bridge):
     assert abs(recursion(bridge, 512, name == "sde")[0] - MEAN) <= 1e-9
 
 
+@functools.partial(jax.jit, static_argnames=("sampler", "bridge"))
+def answers(sampler, bridge, times):
+    """Samples for no noise, and for a unit of each number that is drawn, under `units` below."""
+    return sampler(gaussian(bridge), bridge, jnp.full((len(times) + 2, 1), Y, times.dtype), times, KEY)
+
+
+@each_bridge
+@pytest.mark.parametrize("name", BRIDGE_SAMPLERS)
+def test_samplers_converge_at_all_spaced_times(name, bridge, monkeypatch):
+    """Mean and variance of the program's samples, exactly; 256 steps have a third of the error of 64 or less."""
+    units = lambda key, i, y: jnp.where(jnp.arange(-1, len(y) - 1)[:, None] == i, 1.0, 0)  # noqa: E731
+    monkeypatch.setattr("jaxdiff.diffusion.bridges.draw", units)
+    certain = bridge == FlowBridge() or (name == "bridge_ode" and bridge != FlowBridge(0.4))  # one y has one answer
+    for spacing in get_args(Spacing):
+        errors = []
+        for steps in (64, 256):
+            with jax.enable_x64(True):
+                times = spaced_times(bridge, steps, spacing).astype(float)
+                x = np.asarray(answers(BRIDGE_SAMPLERS[name].sampler, bridge, times))[:, 0]
+            assert abs(x[0] - MEAN) <= 1e-9
+            errors.append(abs(np.sqrt(((x[1:] - x[0]) ** 2).sum()) / STD - (not certain)))
+        assert errors[0] <= (1e-9 if certain else 0.1), spacing
+        assert errors[1] <= 0.35 * errors[0] + 1e-9, spacing
+
+
 def test_sde_keeps_correlations():
     """Two correlated channels through the exact joint denoiser: the covariance of the samples is the data's."""
     cov, mean, bridge = np.array([[0.3, 0.18], [0.18, 0.2]]), jnp.array([0.5, -0.3]), VEBridge()
@@ -260,7 +350,7 @@ def test_sde_keeps_correlations():
         gain = w_x * cov @ jnp.linalg.inv(w_x**2 * cov + s**2 * jnp.eye(2) + 1e-12 * jnp.eye(2))
         return mean + (x - w_x * mean - w_y * Y) @ gain.T
 
-    times, y = grid(400), jnp.full((50_000, 2), Y)
+    times, y = uniform(400), jnp.full((50_000, 2), Y)
     x = np.asarray(jax.jit(lambda y: bridge_sde(denoise, bridge, y, times, RBG))(y), np.float64)
     assert np.abs(np.cov(x.T) / cov - 1).max() <= 0.04
     assert np.abs(x.mean(0) - mean).max() <= 0.01
@@ -268,8 +358,8 @@ def test_sde_keeps_correlations():
 
 def test_items_with_their_own_keys_ignore_the_batch():
     keys, y, sampler = jax.random.split(KEY, 4), jax.random.normal(jax.random.key(1), (4, 3, 2)), dbim(0.5)
-    whole = draw(sampler, VPBridge(), y, grid(5), keys)
-    assert max_relative(draw(sampler, VPBridge(), y[1:3], grid(5), keys[1:3]), whole[1:3]) <= 1e-6
+    whole = draw(sampler, VPBridge(), y, uniform(5), keys)
+    assert max_relative(draw(sampler, VPBridge(), y[1:3], uniform(5), keys[1:3]), whole[1:3]) <= 1e-6
 
 
 @each_bridge
@@ -277,7 +367,7 @@ def test_samplers_are_finite_and_end_at_the_last_estimate(bridge):
     """In float32 up to both ends; at t = 0 only x0_hat is left, so bounded estimates give bounded samples."""
     estimate = lambda x, t: jnp.sin(3 * x)  # noqa: E731
     y = 10 * jax.random.normal(KEY, (4, 50))
-    run = lambda y: [sampler(estimate, bridge, y, grid(40), KEY) for sampler in (bridge_ode, bridge_sde)]  # noqa: E731
+    run = lambda y: [sampler(estimate, bridge, y, uniform(40), KEY) for sampler in (bridge_ode, bridge_sde)]  # noqa: E731
     assert np.abs(jax.jit(run, compiler_options=FAST_COMPILE)(y)).max() <= 1
 
 

@@ -10,6 +10,7 @@ import pickle
 import sys
 import types
 import zipfile
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -50,7 +51,8 @@ class Pickler(pickle.Pickler):
 
 
 def write(path, obj, arrays, monkeypatch, compression=zipfile.ZIP_STORED):
-    torch, utils = types.ModuleType("torch"), types.ModuleType("torch._utils")
+    torch: Any = types.ModuleType("torch")
+    utils: Any = types.ModuleType("torch._utils")
     torch.FloatStorage, utils._rebuild_tensor_v2, torch._utils = FloatStorage, rebuild, utils
     with monkeypatch.context() as patch, zipfile.ZipFile(path, "w", compression) as archive:
         patch.setitem(sys.modules, "torch", torch)

@@ -1,14 +1,27 @@
 """Files that lie are refused by name, corpora are sorted and complete, batches depend on (seed, step) alone."""
 
 import struct
+from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import soundfile
 
-from jaxdiff.data import AudioError, Crop, audio_info, batches, open_corpus, read_audio, write_audio
-from jaxdiff.data.files import check_audio
+from jaxdiff.data import (
+    AudioError,
+    Crop,
+    Further,
+    audio_info,
+    batches,
+    open_corpus,
+    read_audio,
+    sound_files,
+    write_audio,
+)
+from jaxdiff.data.files import check_audio, resample
 from jaxdiff.data.orchestra import INSTRUMENTS, synthesize, write_orchestra
+from jaxdiff.tasks import Generate
 
 RATE = 8000
 
@@ -59,6 +72,12 @@ def test_channels_are_chosen_explicitly(tmp_path):
     np.testing.assert_allclose(read["mix"], 0.25 * tone(), atol=1e-6)
     np.testing.assert_allclose(read["left"], tone(), atol=1e-6)
     np.testing.assert_array_equal(read["right"], read[1])
+    both = read_audio(tmp_path / "s.wav", channels="all")
+    np.testing.assert_array_equal(both, [read["left"], read["right"]])
+    twice = read_audio(tmp_path / "s.wav", 2 * RATE, channels="all")
+    assert twice.shape == (2, 2 * len(tone()))
+    np.testing.assert_array_equal(twice[1], read_audio(tmp_path / "s.wav", 2 * RATE, channels="right"))
+    np.testing.assert_array_equal(resample(both, RATE, 2 * RATE), twice)
     with pytest.raises(AudioError, match=r"s\.wav: has 2 channels, channel 5 was asked for"):
         read_audio(tmp_path / "s.wav", channels=5)
 
@@ -124,7 +143,8 @@ def test_labels_from_csv_stay_inside_the_folder(folder, tmp_path):
     table = folder / "labels.csv"
     table.write_text("file,label\nlow/0.wav,a\nhigh/1.wav,b\n")
     corpus = open_corpus(str(folder), str(table))
-    assert [(r.path.name, corpus.classes[r.label]) for r in corpus.recordings] == [("1.wav", "b"), ("0.wav", "a")]
+    labels = [(r.path.name, None if r.label is None else corpus.classes[r.label]) for r in corpus.recordings]
+    assert labels == [("1.wav", "b"), ("0.wav", "a")]
     table.write_text("file,label\n../../etc/passwd,a\n")
     with pytest.raises(AudioError, match="lies outside"):
         open_corpus(str(folder), str(table))
@@ -156,7 +176,7 @@ def test_batches_are_a_function_of_seed_and_step(folder):
 
 @pytest.mark.parametrize("position", ["start", "random"])
 def test_a_corpus_that_fits_in_memory_is_decoded_once(folder, position):
-    corpus, crop = open_corpus(str(folder)), Crop(800, RATE, position, peak=0.5)
+    corpus, crop = open_corpus(str(folder)), Crop(800, RATE, position)
     size = 4 * RATE * corpus.seconds
     read, kept = (batches(corpus, crop, 6, seed=3, memory=memory) for memory in (size - 100, size + 100))
     for _ in range(4):
@@ -172,12 +192,82 @@ def test_a_corpus_that_fits_in_memory_is_decoded_once(folder, position):
 
 
 def test_an_epoch_shows_every_recording_once_and_short_ones_are_padded(folder):
-    corpus, crop = open_corpus(str(folder)), Crop(RATE, RATE, "start", peak=0.25)
+    corpus, crop = open_corpus(str(folder)), Crop(RATE, RATE, "start")
     batch = next(batches(corpus, crop, 6, seed=0))
     assert sorted(batch["label"]) == [0, 0, 0, 1, 1, 1]
     lengths = sorted(int(np.flatnonzero(w)[-1]) + 1 for w in batch["wave"])
     assert lengths == pytest.approx([1600, 1600, 3200, 3200, 4800, 4800], abs=2)
-    np.testing.assert_allclose(np.abs(batch["wave"]).max(axis=1), 0.25, rtol=1e-5)
+    np.testing.assert_allclose(np.abs(batch["wave"]).max(axis=1), 0.5, rtol=1e-2)  # as it is in the file
+    leveled = Generate(peak_db=20 * np.log10(0.25)).leveled(jnp.asarray(batch["wave"]))  # the level is the task's
+    np.testing.assert_allclose(np.abs(leveled).max(axis=1), 0.25, rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def paired(tmp_path_factory):
+    """Recordings that rise from 0 to 1 over a second or two, partners that fall from 0 to -1, and one-valued noises."""
+    root = tmp_path_factory.mktemp("paired")
+    for name in ("wet", "dry", "noise"):
+        (root / name / "a").mkdir(parents=True)
+    for i, seconds in enumerate((1, 2, 2)):
+        ramp = (np.arange(seconds * RATE) / (seconds * RATE)).astype(np.float32)
+        write_audio(root / "wet" / "a" / f"{i}.wav", ramp, RATE)
+        write_audio(root / "dry" / "a" / f"{i}.flac", -ramp, RATE)  # another format, the same name
+        write_audio(root / "noise" / "a" / f"n{i}.wav", np.full(RATE, (i + 1) / 8, np.float32), RATE)
+    return root
+
+
+def corpora(root, *names):
+    return [open_corpus(str(root / name)) for name in names]
+
+
+@pytest.mark.parametrize("memory", [0, 2**30])
+def test_partners_come_from_the_same_place_and_noises_are_drawn(paired, memory):
+    wet, dry, noise = corpora(paired, "wet", "dry", "noise")
+    further = Further(drawn={"noise": noise}, paired={"target": dry})
+    assert further.seconds == pytest.approx(5 + 3)
+    made = batches(wet, Crop(800, RATE), 3, seed=5, memory=memory, further=further)
+    drawn, starts = set(), set()
+    for batch in (next(made) for _ in range(8)):
+        assert set(batch) == {"wave", "label", "target", "noise"}
+        np.testing.assert_allclose(batch["target"], -batch["wave"], atol=1 / 16384)
+        assert (np.ptp(batch["noise"], axis=1) <= 1e-6).all()
+        drawn |= set((8 * batch["noise"][:, 0]).round(2).tolist())
+        starts |= set(batch["wave"][:, 0].round(4).tolist())
+    assert drawn == {1, 2, 3}
+    assert len(starts) > 20
+
+
+def test_further_sounds_are_a_function_of_seed_and_step_and_the_same_from_memory(paired):
+    wet, dry, noise = corpora(paired, "wet", "dry", "noise")
+    options: dict[str, Any] = dict(further=Further(drawn={"noise": noise}, paired={"target": dry}))
+    straight = batches(wet, Crop(800, RATE), 2, seed=6, **options)
+    later = batches(wet, Crop(800, RATE), 2, seed=6, start=2, **options)
+    kept = batches(wet, Crop(800, RATE), 2, seed=6, start=2, memory=2**30, **options)
+    for expected in [next(straight) for _ in range(5)][2:]:
+        for got, closeness in ((next(later), 0), (next(kept), 1e-6)):
+            assert set(got) == set(expected)
+            for name, value in expected.items():
+                np.testing.assert_allclose(got[name], value, atol=closeness)
+    speed = batches(wet, Crop(800, RATE, speed=0.5), 3, seed=6, **options)  # partners are played at the same speed
+    batch = next(speed)
+    np.testing.assert_allclose(batch["target"], -batch["wave"], atol=1e-3)
+
+
+def test_a_recording_without_a_partner_is_named(paired):
+    wet, noise = corpora(paired, "wet", "noise")
+    with pytest.raises(AudioError, match=r"wet/a/0\.wav: has no partner of the same name in .*noise \(3 have none\)"):
+        next(batches(wet, Crop(800, RATE), 2, seed=0, further=Further(paired={"target": noise})))
+
+
+def test_sound_files_are_those_named_and_those_in_folders(folder):
+    (folder / "notes.txt").write_text("no sound")
+    found = sound_files([folder / "low" / "1.wav", folder / "high"])
+    assert [p.relative_to(folder).as_posix() for p in found] == ["low/1.wav", "high/0.wav", "high/1.wav", "high/2.wav"]
+    with pytest.raises(AudioError, match=r"gone\.wav: no such file"):
+        sound_files([folder / "gone.wav"])
+    (folder / "empty").mkdir()
+    with pytest.raises(AudioError, match="holds no sound files"):
+        sound_files([folder / "empty"])
 
 
 def test_hosts_share_the_recordings(folder):

@@ -1,5 +1,7 @@
 """Descriptors against librosa in double precision, and closed forms."""
 
+from typing import Any
+
 import jax.numpy as jnp
 import librosa
 import numpy as np
@@ -8,7 +10,7 @@ from oracles import max_relative
 
 from jaxdiff import features
 
-SIZES = dict(n_fft=512, hop_length=100)
+SIZES: dict[str, Any] = dict(n_fft=512, hop_length=100)
 
 
 def sound() -> np.ndarray:
@@ -50,7 +52,8 @@ def test_rolloff_equals_librosa(roll_percent):
 
 @pytest.mark.parametrize("center", [True, False])
 def test_rms_and_zero_crossings_equal_librosa(center):
-    y, sizes = sound(), dict(frame_length=512, hop_length=100, center=center)
+    y = sound()
+    sizes: dict[str, Any] = dict(frame_length=512, hop_length=100, center=center)
     assert max_relative(features.rms(jnp.asarray(y), **sizes), librosa.feature.rms(y=y.astype(float), **sizes)) <= 1e-6
     ours = features.zero_crossing_rate(jnp.asarray(y), **sizes)
     assert max_relative(ours, librosa.feature.zero_crossing_rate(y, **sizes)) <= 1e-6

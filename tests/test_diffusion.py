@@ -10,6 +10,7 @@ from scipy.stats import norm
 from jaxdiff.diffusion import (
     Cosine,
     LinearBeta,
+    Prediction,
     RectifiedFlow,
     ancestral,
     classifier_free_guidance,
@@ -18,8 +19,8 @@ from jaxdiff.diffusion import (
     logit_normal_times,
     logsnr,
     noise,
+    spaced_times,
     target,
-    time_grid,
     to_eps,
     to_x0,
     uniform_times,
@@ -95,11 +96,11 @@ def test_schedules_compare_by_value():
     assert Cosine() != RectifiedFlow()
 
 
-def test_time_grid():
-    assert time_grid(Cosine(), 4).tolist() == [1, 0.75, 0.5, 0.25, 0]
-    assert time_grid(Cosine(), 4, "quadratic").tolist() == [1, 0.5625, 0.25, 0.0625, 0]
+def test_spaced_times():
+    assert spaced_times(Cosine(), 4).tolist() == [1, 0.75, 0.5, 0.25, 0]
+    assert spaced_times(Cosine(), 4, "quadratic").tolist() == [1, 0.5625, 0.25, 0.0625, 0]
     with pytest.raises(ValueError, match="steps must be at least 1, got 0"):
-        time_grid(Cosine(), 0)
+        spaced_times(Cosine(), 0)
 
 
 # --- predictions ---
@@ -130,7 +131,7 @@ def test_prediction_round_trip(schedule, prediction):
 def test_targets_are_what_they_are_called():
     t, (x0, eps) = jnp.array([0.3]), (jnp.full((1, 2, 1), 2.0), jnp.full((1, 2, 1), 5.0))
     alpha, sigma = np.cos(0.15 * np.pi), np.sin(0.15 * np.pi)
-    expected = {"x0": 2, "eps": 5, "v": 5 * alpha - 2 * sigma, "flow": 3}
+    expected: dict[Prediction, float] = {"x0": 2, "eps": 5, "v": 5 * alpha - 2 * sigma, "flow": 3}
     for prediction, value in expected.items():
         assert np.allclose(target(prediction, Cosine(), t, x0, eps), value, rtol=1e-6)
 
@@ -155,7 +156,7 @@ def test_denoiser_of_a_perfect_network(schedule, prediction):
 @each_prediction
 @pytest.mark.parametrize("schedule", SCHEDULES[:3], ids=["cosine", "flow", "diffwave"])
 def test_loss_of_the_exact_denoiser_is_the_minimum(schedule, prediction):
-    """The least squared error is the conditional variance of the target, which for a Gaussian is closed."""
+    """The least squared error is the conditional variance of the target (with a weight: of x0), closed here."""
     exact, n = gaussian_denoiser(schedule, MEAN, STD), 256
     x0 = MEAN + STD * jax.random.normal(jax.random.key(1), (n, 256, 1))
 
@@ -169,11 +170,11 @@ def test_loss_of_the_exact_denoiser_is_the_minimum(schedule, prediction):
     alpha, sigma = (np.asarray(f(jnp.asarray(t, jnp.float32)), np.float64) for f in (schedule.alpha, schedule.sigma))
     variance = STD**2 * sigma**2 / (alpha**2 * STD**2 + sigma**2)  # of x0 given x_t; eps = (x_t - alpha x0) / sigma
     factor = {"x0": 1, "eps": alpha / sigma, "v": alpha**2 / sigma + sigma, "flow": alpha / sigma + 1}[prediction]
-    for w, weights in ((None, 1.0), (weight, sigma**2 / (alpha**2 + sigma**2))):
+    for w, weights in ((None, factor**2), (weight, sigma**2 / (alpha**2 + sigma**2))):
         loss, metrics = diffusion_loss(
             network, schedule, x0, None, KEY, prediction=prediction, sample_t=times, weight=w
         )
-        assert float(loss) == pytest.approx((weights * factor**2 * variance).mean(), rel=0.03)
+        assert float(loss) == pytest.approx((weights * variance).mean(), rel=0.03)
         assert metrics["loss"] == loss
 
 
@@ -248,6 +249,6 @@ def test_guidance_of_x0_is_guidance_of_any_prediction(prediction):
     schedule, t = Cosine(), jnp.full(3, 0.6)
     outputs = jax.random.normal(KEY, (2, 3, 4, 2))
     x = jax.random.normal(jax.random.key(1), (3, 4, 2))
-    parts = [lambda x, t, o=o: to_x0(prediction, schedule, t, x, o) for o in outputs]
+    positive, negative = (lambda x, t, o=o: to_x0(prediction, schedule, t, x, o) for o in outputs)
     guided = to_x0(prediction, schedule, t, x, outputs[1] + 2.5 * (outputs[0] - outputs[1]))
-    assert max_relative(classifier_free_guidance(*parts, 2.5)(x, t), guided) <= 1e-5
+    assert max_relative(classifier_free_guidance(positive, negative, 2.5)(x, t), guided) <= 1e-5

@@ -1,5 +1,7 @@
 """Discriminators against two-dimensional convolutions in NumPy float64 loops; gradients; batch neighbours."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -103,7 +105,8 @@ def test_each_has_weights_of_its_own():
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_gradients_are_finite_also_at_silence_and_items_are_apart(dtype):
     make = (lambda: PeriodDiscriminator(1, rngs=nnx.Rngs(0)), lambda: SpectrogramDiscriminator(2, rngs=nnx.Rngs(0)))
-    graphdef, params = nnx.split(nnx.List([drawn(m) for m in make]))
+    both: nnx.List[Any] = nnx.List([drawn(m) for m in make])
+    graphdef, params = nnx.split(both)
     params = jax.tree.map(lambda p: p.astype(dtype), params)
     wave = jnp.concatenate([normal(3, 1, 64), jnp.zeros((1, 64))]).astype(dtype)
 

@@ -109,7 +109,7 @@ def test_error_is_bounded_by_the_difference_of_profiles(averages):
 
 
 def test_weights_that_stand_still_are_reconstructed(averages):
-    stored = [s._replace(average={"w": np.float32([1e3, -2.5])}) for s in snapshots(averages, 500)]
+    stored = [s._replace(average={"w": np.array([1e3, -2.5], np.float32)}) for s in snapshots(averages, 500)]
     assert np.abs(reconstruct(stored, 1700, 0.13)["w"] / [1e3, -2.5] - 1).max() <= 1e-6
 
 

@@ -1,6 +1,7 @@
 """Shortcut training against the exact flow map of Gaussian data, reflow against its exact pairs, and a 2-D mixture."""
 
 import functools
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from oracles import gaussian_denoiser, max_relative
 
 from jaxdiff.diffusion import (
     Cosine,
+    Prediction,
     RectifiedFlow,
     diffusion_loss,
     dyadic_intervals,
@@ -19,11 +21,13 @@ from jaxdiff.diffusion import (
     flow_map,
     flow_map_sampler,
     heun,
+    item_losses,
     noise,
     reflow_loss,
     reflow_pairs,
     shortcut_loss,
-    time_grid,
+    snr_weight,
+    spaced_times,
     velocity_weight,
 )
 from jaxdiff.networks import Condition, Transformer
@@ -85,7 +89,7 @@ def test_exact_flow_map_needs_one_step(schedule, times):
 @each_schedule
 def test_network_at_equal_times_makes_the_sampler_euler(schedule):
     denoise, x_T = gaussian_denoiser(schedule, MEAN, STD), jax.random.normal(KEY, (3, 4, 1))
-    times = time_grid(schedule, 7)
+    times = spaced_times(schedule, 7)
     x = flow_map_sampler(lambda x_t, t, r: denoise(x_t, t), schedule, x_T, times, KEY)
     assert max_relative(x, euler(denoise, schedule, x_T, times, KEY)) <= 1e-6
 
@@ -106,7 +110,7 @@ def test_short_jumps_are_euler_steps():
 def test_exact_flow_map_has_no_error_on_jumps(schedule, intervals):
     with jax.enable_x64(True):
         x0 = MEAN + STD * jax.random.normal(KEY, (256, 2, 1), jnp.float64)
-        options = dict(every=1, sample_intervals=intervals, resolution=0.0, weight=velocity_weight)
+        options: dict[str, Any] = dict(every=1, sample_intervals=intervals, resolution=0.0, weight=velocity_weight)
         run = lambda error: shortcut_loss(exact_network(schedule, error), schedule, x0, None, KEY, **options)[0]  # noqa: E731
         loss = jax.jit(run, compiler_options=FAST_COMPILE)
         assert loss(0.0) <= 1e-20
@@ -129,7 +133,7 @@ def test_fixed_point_is_the_composition_of_euler_steps():
 
     with jax.enable_x64(True):
         x0 = MEAN + STD * jax.random.normal(KEY, (128, 1, 1), jnp.float64)
-        options = dict(every=1, sample_intervals=dyadic_intervals(4))
+        options: dict[str, Any] = dict(every=1, sample_intervals=dyadic_intervals(4))
         loss = lambda resolution: shortcut_loss(network, schedule, x0, None, KEY, resolution=resolution, **options)[0]  # noqa: E731
         loss = jax.jit(loss, compiler_options=FAST_COMPILE)
         assert loss(1 / cells) <= 1e-20
@@ -141,7 +145,7 @@ def test_ordinary_items_learn_the_denoiser(schedule):
     """At r = t the loss is that of x0 prediction: the exact denoiser's is the posterior variance."""
     x0 = MEAN + STD * jax.random.normal(KEY, (256, 20, 10))
     times = lambda key, batch: jnp.full(batch, 0.6)  # noqa: E731
-    options = dict(every=256, sample_t=times)
+    options: dict[str, Any] = dict(every=256, sample_t=times)
     run = lambda: shortcut_loss(exact_network(schedule), schedule, x0, None, KEY, **options)  # noqa: E731
     loss, metrics = jax.jit(run, compiler_options=FAST_COMPILE)()
     alpha, sigma = (float(level(jnp.array(0.6))) for level in (schedule.alpha, schedule.sigma))
@@ -170,7 +174,14 @@ def test_teacher_gets_no_gradient_and_every_other_item_jumps():
     assert (t == r).tolist() == [False, True, False, True]
 
 
-def test_dyadic_intervals_are_the_steps_of_time_grids():
+def test_shortcut_loss_is_finite_at_the_data():
+    x0, schedule = jax.random.normal(KEY, (4, 2, 1)), Cosine()
+    zeros = lambda key, batch: jnp.zeros(batch)  # noqa: E731
+    loss, _ = shortcut_loss(lambda x, t, c, r: x / 2, schedule, x0, None, KEY, sample_t=zeros, weight=snr_weight)
+    assert np.isfinite(loss)
+
+
+def test_dyadic_intervals_are_the_steps_of_uniform_times():
     t, r = (np.asarray(v) for v in dyadic_intervals(4)(KEY, 4000))
     length = t - r
     assert sorted(set(length.tolist())) == [0.125, 0.25, 0.5, 1]
@@ -198,16 +209,29 @@ def test_reflow_pairs_are_the_teachers_map_and_have_no_loss():
         t = column(t)
         return MEAN + STD * (x_t - (1 - t) * MEAN) / ((1 - t) * STD + t)
 
-    options = dict(prediction="x0", weight=velocity_weight)
+    options: dict[str, Any] = dict(prediction="x0", weight=velocity_weight)
     run = lambda eps: float(reflow_loss(network, schedule, x0, eps, None, KEY, **options)[0])  # noqa: E731
     assert run(eps) <= 1e-10
     assert run(eps[::-1]) >= 0.1  # paths of mixed pairs cross
     one = euler(lambda x, t: network(x, jnp.full(64, t), None), schedule, eps, jnp.array([1.0, 0.0]), KEY)
     assert max_relative(one, x0) <= 1e-6
     keys = jax.random.split(KEY, 5)
-    pairs = lambda keys: reflow_pairs(heun, teacher, schedule, (len(keys), 2, 1), time_grid(schedule, 4), keys)  # noqa: E731
+    pairs = lambda keys: reflow_pairs(heun, teacher, schedule, (len(keys), 2, 1), spaced_times(schedule, 4), keys)  # noqa: E731
     for whole, part in zip(pairs(keys), pairs(keys[1:3]), strict=True):
         assert max_relative(part, whole[1:3]) <= 1e-6
+
+
+@pytest.mark.parametrize("prediction", get_args(Prediction))
+def test_reflow_is_the_diffusion_loss_of_given_pairs(prediction):
+    """With weights and preconditioning, which `test_objectives.py` compares with their definitions."""
+    x0, t, schedule = jax.random.normal(jax.random.key(1), (4, 3, 2)), jnp.array([0.0, 0.2, 0.5, 0.9]), Cosine(2.0)
+    network = lambda x_t, t, cond: jnp.sin(x_t) + cond  # noqa: E731
+    for weight in (None, snr_weight, velocity_weight):
+        options: dict[str, Any] = dict(prediction=prediction, weight=weight, sigma_data=0.3)
+        plain, _ = item_losses(network, schedule, x0, 0.1, t, KEY, **options)
+        eps = jax.random.normal(KEY, x0.shape)
+        ours, _ = reflow_loss(network, schedule, x0, eps, 0.1, KEY, sample_t=lambda key, batch: t, **options)
+        assert float(ours) == pytest.approx(float(plain.mean()), rel=1e-6)
 
 
 # --- the transformer's second time ---
@@ -303,9 +327,9 @@ def test_shortcut_training_makes_one_step_samples_of_a_mixture():
     denoise = lambda x, t: mlp(plain, x, jnp.broadcast_to(t, len(x)), None)  # noqa: E731
     jump, ordinary, jumped = flow_map(functools.partial(mlp, jumper), None), {}, {}
     for steps in (1, 2, 16):
-        grid = time_grid(schedule, steps)
-        ordinary[steps] = float(energy_distance(euler(denoise, schedule, x_T, grid, KEY), data))
-        jumped[steps] = float(energy_distance(flow_map_sampler(jump, schedule, x_T, grid, KEY), data))
+        times = spaced_times(schedule, steps)
+        ordinary[steps] = float(energy_distance(euler(denoise, schedule, x_T, times, KEY), data))
+        jumped[steps] = float(energy_distance(flow_map_sampler(jump, schedule, x_T, times, KEY), data))
     assert jumped[1] <= ordinary[1] / 10  # measured: 0.052 against 0.96
     assert jumped[2] <= ordinary[2] / 3  # 0.037 against 0.20
     assert ordinary[16] <= 0.05  # 0.028: both trainings worked

@@ -105,6 +105,11 @@ def cookbook(kind: str, corner: float, gain_db: float, sr: float, q: float) -> t
     }[kind]
 
 
+def gain(b, a, frequencies, sr):
+    """The complex response of a rational filter."""
+    return scipy.signal.freqz(b, a, frequencies, fs=sr)[1]
+
+
 @pytest.mark.parametrize("kind", ["low_pass", "high_pass", "peaking", "low_shelf", "high_shelf"])
 @pytest.mark.parametrize(("corner", "gain_db", "q"), [(1000.0, 9.0, 2**-0.5), (20.0, -12.0, 2.0), (7000.0, 3.0, 0.5)])
 def test_biquads_equal_the_cookbook(kind, corner, gain_db, q):
@@ -113,7 +118,7 @@ def test_biquads_equal_the_cookbook(kind, corner, gain_db, q):
     ours = biquad_response(
         jnp.asarray(frequencies, jnp.float32), jnp.float32(corner), jnp.float32(gain_db), kind=kind, sr=sr, q=q
     )
-    assert max_relative(ours, scipy.signal.freqz(b, a, frequencies, fs=sr)[1]) <= 2e-6
+    assert max_relative(ours, gain(b, a, frequencies, sr)) <= 2e-6
     y = waves(3000)
     response = lambda f: biquad_response(f, jnp.float32(corner), jnp.float32(gain_db), kind=kind, sr=1.0 * sr, q=q)  # noqa: E731
     tail = 16 if corner > 20 else 16000
@@ -132,11 +137,11 @@ def test_weighting_curves_equal_librosa():
 
 def test_k_weighting_at_48_khz_is_the_table_of_bs1770():
     frequencies = np.array([1.0, 20.0, 38.0, 100.0, 997.0, 1682.0, 10000.0, 23000.0])
-    shelf = scipy.signal.freqz(
+    shelf = gain(
         [1.53512485958697, -2.69169619838640, 1.19839281085285], [1, -1.69065929318241, 0.73248077421585],
-        frequencies, fs=48000,
-    )[1]  # fmt: skip
-    highpass = scipy.signal.freqz([1, -2, 1], [1, -1.99004745483398, 0.99007225036621], frequencies, fs=48000)[1]
+        frequencies, 48000,
+    )  # fmt: skip
+    highpass = gain([1, -2, 1], [1, -1.99004745483398, 0.99007225036621], frequencies, 48000)
     ours = K_weighting(jnp.asarray(frequencies, jnp.float32), min_db=None)
     assert np.abs(np.asarray(ours) - 20 * np.log10(np.abs(shelf * highpass))).max() <= 1e-4
 
@@ -144,7 +149,8 @@ def test_k_weighting_at_48_khz_is_the_table_of_bs1770():
 @pytest.mark.parametrize("sr", [8000, 16000, 22050, 44100, 96000])
 def test_k_weighting_is_the_same_at_any_rate(sr):
     frequencies = np.geomspace(10, min(sr, 48000) / 8, 30)
-    response = scipy.signal.freqz_sos(k_sections(sr), frequencies, fs=sr)[1]
+    shelf, highpass = (gain(section[:3], section[3:], frequencies, sr) for section in k_sections(sr))
+    response = shelf * highpass
     standard = K_weighting(jnp.asarray(frequencies, jnp.float32), min_db=None)
     assert np.abs(20 * np.log10(np.abs(response)) - np.asarray(standard)).max() <= (0.25 if sr < 16000 else 0.1)
     ours = K_weighting(jnp.asarray(frequencies, jnp.float32), sr=sr, min_db=None)

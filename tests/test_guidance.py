@@ -15,7 +15,7 @@ from jaxdiff.diffusion import (
     guidance_interval,
     keep_known,
     logsnr,
-    time_grid,
+    spaced_times,
 )
 
 COND, UNCOND = gaussian_denoiser(Cosine(), 1.0, 0.5), gaussian_denoiser(Cosine(), -1.0, 2.0)
@@ -81,7 +81,7 @@ def test_interval_skips_the_evaluation_of_the_other():
 
     guided = classifier_free_guidance(COND, counted, 2.0)
     denoise = guidance_interval(guided, COND, Cosine(), 0.3, 2.0)
-    times = time_grid(Cosine(), 10)
+    times = spaced_times(Cosine(), 10)
     jax.jit(lambda x: euler(denoise, Cosine(), x, times, jax.random.key(0)))(X).block_until_ready()
     jax.effects_barrier()
     inside = [float(t) for t in times[:-1] if 0.3 < np.tan(np.pi * float(t) / 2) <= 2.0]
@@ -96,7 +96,7 @@ def test_known_parts_are_kept_exactly():
     x0_hat = denoise(X, T)
     assert (x0_hat[:, :13] == known[:, :13]).all()
     assert (x0_hat[:, 13:] == COND(X, T)[:, 13:]).all()
-    sample = euler(denoise, Cosine(), X, time_grid(Cosine(), 8), jax.random.key(0))
+    sample = euler(denoise, Cosine(), X, spaced_times(Cosine(), 8), jax.random.key(0))
     assert (sample[:, :13] == known[:, :13]).all()
 
 

@@ -15,6 +15,7 @@ from jaxdiff.diffusion import (
     Cosine,
     LinearBeta,
     Operator,
+    Spacing,
     ancestral,
     clipping,
     data_consistency,
@@ -26,7 +27,7 @@ from jaxdiff.diffusion import (
     pseudo_inverse_guidance,
     reconstruction_guidance,
     repaint,
-    time_grid,
+    spaced_times,
 )
 from jaxdiff.features import melspectrogram
 
@@ -160,10 +161,12 @@ KNOWN = np.array([True, True, False, False])
 OBSERVED = np.array([1.0, -0.4, 0, 0])
 
 
-def draw(sampler, denoiser, steps, schedule=Cosine(), count=8000, spacing="uniform"):
+def draw(sampler, denoiser, steps, schedule=Cosine(), count=8000, spacing: Spacing = "uniform"):
     key, start = jax.random.split(KEY)
     x_T = jax.random.normal(start, (count, SMALL))
-    return np.asarray(jax.jit(lambda x: sampler(denoiser, schedule, x, time_grid(schedule, steps, spacing), key))(x_T))
+    return np.asarray(
+        jax.jit(lambda x: sampler(denoiser, schedule, x, spaced_times(schedule, steps, spacing), key))(x_T)
+    )
 
 
 @pytest.mark.parametrize(
@@ -206,7 +209,7 @@ def test_data_consistent_samples_explain_y_to_float32_precision(name):
     x0 = jnp.asarray(rows(1, 3, D), jnp.float32)
     y = operator.apply(x0)
     plain = correlated_denoiser(Cosine(), np.zeros(D, np.float32), np.eye(D))
-    times = time_grid(Cosine(), 6)
+    times = spaced_times(Cosine(), 6)
     consistent = data_consistency(plain, Cosine(), operator, y)
     samplers = [(euler, consistent), (repaint(operator, y, resamples=2), plain)]
     run = jax.jit(lambda x_T: [sampler(denoiser, Cosine(), x_T, times, KEY) for sampler, denoiser in samplers])
@@ -221,7 +224,7 @@ def test_declipped_samples_are_consistent():
     y = operator.apply(truth)
     plain = correlated_denoiser(Cosine(), np.zeros(D), np.eye(D))
     guided = data_consistency(plain, Cosine(), operator, y)
-    x = euler(guided, Cosine(), jnp.asarray(rows(2, 3, D)), time_grid(Cosine(), 10), KEY)
+    x = euler(guided, Cosine(), jnp.asarray(rows(2, 3, D)), spaced_times(Cosine(), 10), KEY)
     assert (operator.apply(x) == y).all()
     assert (np.abs(x) > 0.8).any()
 
@@ -233,7 +236,7 @@ def test_repaint_with_noise_in_y_does_not_copy_it():
     y = jnp.asarray(truth + noise_std * rows(2, count, 2))
     plain = correlated_denoiser(Cosine(), np.zeros(2), s**2 * np.eye(2))
     sampler = repaint(masking(np.array([True, True])), y, noise_std=noise_std, resamples=1)
-    run = jax.jit(lambda x_T: sampler(plain, Cosine(), x_T, time_grid(Cosine(), 200), KEY))
+    run = jax.jit(lambda x_T: sampler(plain, Cosine(), x_T, spaced_times(Cosine(), 200), KEY))
     x = np.asarray(run(jnp.asarray(rows(3, count, 2))))
     assert x.std() == pytest.approx(s, rel=0.04)
     assert np.asarray(y).std() > 1.35 * s
@@ -244,7 +247,7 @@ def test_repaint_with_noise_in_y_does_not_copy_it():
 def test_items_with_their_own_keys_ignore_the_batch():
     keys = jax.vmap(lambda i: jax.random.fold_in(KEY, i))(jnp.arange(4))
     plain, y = correlated_denoiser(Cosine(), PRIOR_MEAN, PRIOR), jnp.asarray(OBSERVED)[None]
-    x_T, times = jnp.asarray(rows(1, 4, SMALL)), time_grid(Cosine(), 5)
+    x_T, times = jnp.asarray(rows(1, 4, SMALL)), spaced_times(Cosine(), 5)
     run = jax.jit(lambda x, key: repaint(masking(KNOWN), y, resamples=3)(plain, Cosine(), x, times, key))
     assert max_relative(run(x_T[1:3], keys[1:3]), run(x_T, keys)[1:3]) <= 1e-10
 

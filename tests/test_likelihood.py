@@ -1,6 +1,7 @@
 """Exact log density against Gaussians in closed form, the order of the solver, and Hutchinson's estimate."""
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ from gaussians import Exploding, correlated_denoiser, covariance_of
 from oracles import finite_denoiser, slope
 from scipy.stats import multivariate_normal
 
-from jaxdiff.diffusion import Cosine, LinearBeta, RectifiedFlow, bits_per_dimension, log_likelihood, time_grid
+from jaxdiff.diffusion import Cosine, LinearBeta, RectifiedFlow, bits_per_dimension, log_likelihood, spaced_times
 
 D = 3
 MEAN, COVARIANCE = np.array([0.5, -1.0, 0.2]), covariance_of(1, D)
@@ -26,11 +27,15 @@ def levels(schedule, t):
         return [float(f(jnp.asarray(t, float))) for f in (schedule.alpha, schedule.sigma)]
 
 
-def marginal(schedule):
+def marginal(schedule) -> Callable[[jax.Array], jax.Array]:
     """The true log density of x_T, where alpha is not 0 it still knows the data."""
     alpha, sigma = levels(schedule, 1.0)
     covariance = alpha**2 * COVARIANCE + sigma**2 * np.eye(D)
-    return lambda x: jax.scipy.stats.multivariate_normal.logpdf(x, alpha * MEAN, covariance)
+    return lambda x: jnp.asarray(jax.scipy.stats.multivariate_normal.logpdf(x, alpha * MEAN, covariance))
+
+
+def log_density(x, mean, covariance):
+    return multivariate_normal.logpdf(x, mean, covariance)
 
 
 @functools.partial(jax.jit, static_argnames=("schedule", "steps", "true_prior", "probes"))
@@ -38,7 +43,7 @@ def ours(schedule, steps, x0, true_prior=True, probes=None, key=None):
     exact = correlated_denoiser(schedule, MEAN, COVARIANCE)
     log_prior = marginal(schedule) if true_prior else None
     return log_likelihood(
-        exact, schedule, x0, time_grid(schedule, steps, "quadratic"), probes=probes, key=key, log_prior=log_prior
+        exact, schedule, x0, spaced_times(schedule, steps, "quadratic"), probes=probes, key=key, log_prior=log_prior
     )
 
 
@@ -46,9 +51,9 @@ def ours(schedule, steps, x0, true_prior=True, probes=None, key=None):
 def test_gaussian_is_exact_to_a_ten_thousandth_of_a_bit(schedule):
     """In float32, with 128 steps that are even in sqrt(t), from t = 1 to t = 0."""
     bits = bits_per_dimension(ours(schedule, 128, jnp.asarray(X0, jnp.float32)), D)
-    reference = -multivariate_normal.logpdf(X0, MEAN, COVARIANCE) / (D * np.log(2))
+    reference = -log_density(X0, MEAN, COVARIANCE) / (D * np.log(2))
     assert np.abs(bits - reference).max() <= 1e-4
-    wrong = -multivariate_normal.logpdf(X0, MEAN, 1.01 * COVARIANCE) / (D * np.log(2))
+    wrong = -log_density(X0, MEAN, 1.01 * COVARIANCE) / (D * np.log(2))
     assert np.abs(bits - wrong).max() >= 1e-3  # the bound tells variances 1 % apart
 
 
@@ -70,14 +75,14 @@ def test_default_prior_is_the_pure_noise_that_sampling_starts_from(schedule):
 @pytest.mark.parametrize("schedule", [RectifiedFlow(3.0), Exploding()], ids=["shifted", "exploding"])
 def test_error_falls_with_the_fourth_power_of_steps(schedule):
     with jax.enable_x64(True):
-        reference = multivariate_normal.logpdf(X0, MEAN, COVARIANCE)
+        reference = log_density(X0, MEAN, COVARIANCE)
         steps = [16, 32, 64]
         prior, exact = marginal(schedule), correlated_denoiser(schedule, MEAN, COVARIANCE)
         errors = [
             np.abs(
                 jax.jit(
                     lambda x, n=n: log_likelihood(
-                        exact, schedule, x, time_grid(schedule, n, "quadratic"), log_prior=prior
+                        exact, schedule, x, spaced_times(schedule, n, "quadratic"), log_prior=prior
                     )
                 )(X0)
                 - reference
@@ -95,7 +100,7 @@ def test_density_at_a_time_above_zero_is_that_of_x_t():
     exact = correlated_denoiser(schedule, MEAN, COVARIANCE)
     prior = marginal(schedule)
     log_p = jax.jit(lambda x: log_likelihood(exact, schedule, x, times, log_prior=prior))(jnp.asarray(x, jnp.float32))
-    assert np.abs(log_p - multivariate_normal.logpdf(x, alpha * MEAN, covariance)).max() <= 3e-4
+    assert np.abs(log_p - log_density(x, alpha * MEAN, covariance)).max() <= 3e-4
 
 
 def test_density_of_a_noised_finite_set_is_its_mixture():
@@ -103,7 +108,7 @@ def test_density_of_a_noised_finite_set_is_its_mixture():
     points, schedule, t = jnp.array([[-1.5, 0.5], [0.0, 1.0], [1.0, -0.5]]), Cosine(), 0.3
     alpha, sigma = levels(schedule, t)
     x = np.random.default_rng(2).normal(alpha * np.repeat(points, 4, axis=0), sigma)
-    density = sum(multivariate_normal.pdf(x, alpha * np.asarray(p), sigma**2) for p in points) / 3
+    density = sum(np.exp(log_density(x, alpha * np.asarray(p), sigma**2)) for p in points) / 3
     log_p = jax.jit(lambda x: log_likelihood(finite_denoiser(schedule, points), schedule, x, jnp.linspace(1, t, 129)))(
         jnp.asarray(x, jnp.float32)
     )
@@ -130,9 +135,10 @@ def test_more_probes_vary_less():
 def test_hutchinson_is_exact_without_cross_terms():
     """Random signs give the trace of a diagonal Jacobian exactly, as (+-1)^2 = 1; normal probes would not."""
     exact = correlated_denoiser(Cosine(), np.zeros(2), np.diag([0.25, 4.0]))
-    x, times = jnp.array([[0.3, -1.0]]), time_grid(Cosine(), 32)
+    x, times = jnp.array([[0.3, -1.0]]), spaced_times(Cosine(), 32)
     both = lambda x: [  # noqa: E731
-        log_likelihood(exact, Cosine(), x, times, **options) for options in ({}, dict(probes=1, key=jax.random.key(0)))
+        log_likelihood(exact, Cosine(), x, times, probes=probes, key=key)
+        for probes, key in ((None, None), (1, jax.random.key(0)))
     ]
     full, estimate = jax.jit(both)(x)
     assert np.abs(estimate - full) <= 1e-5
@@ -152,4 +158,4 @@ def test_bits_count_a_uniform_code():
 
 def test_probes_without_key_are_refused():
     with pytest.raises(ValueError, match="probes and key belong together"):
-        log_likelihood(lambda x, t: x, Cosine(), jnp.zeros((1, 2)), time_grid(Cosine(), 2), probes=1)
+        log_likelihood(lambda x, t: x, Cosine(), jnp.zeros((1, 2)), spaced_times(Cosine(), 2), probes=1)

@@ -1,5 +1,7 @@
 """Spectral losses against float64 references on librosa's transforms; finite gradients where they vanish or agree."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import librosa
@@ -9,7 +11,7 @@ import pytest
 from jaxdiff.features import mel_loss, multi_resolution_stft_loss
 
 RESOLUTIONS = ((256, 60, 150), (512, 120, 300))
-MEL = dict(sr=8000, n_fft=256, hop_length=64, n_mels=20)
+MEL: dict[str, Any] = dict(sr=8000, n_fft=256, hop_length=64, n_mels=20)
 LOSSES = {
     "stft": lambda y, x: multi_resolution_stft_loss(y, x, resolutions=RESOLUTIONS),
     "mel": lambda y, x: mel_loss(y, x, **MEL),
@@ -26,7 +28,7 @@ def test_stft_loss_in_float64():
     y, target = sounds(2, 2000)
     exact = []
     for n_fft, hop, win in RESOLUTIONS:
-        options = dict(n_fft=n_fft, hop_length=hop, win_length=win)
+        options: dict[str, Any] = dict(n_fft=n_fft, hop_length=hop, win_length=win)
         Y, X = (np.sqrt(np.maximum(np.abs(librosa.stft(w, **options)) ** 2, 1e-7)) for w in (y, target))
         exact.append(np.linalg.norm(X - Y) / np.linalg.norm(X) + np.abs(np.log(X) - np.log(Y)).mean())
     ours = LOSSES["stft"](jnp.asarray(y, jnp.float32), jnp.asarray(target, jnp.float32))

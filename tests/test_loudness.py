@@ -1,6 +1,8 @@
 """Loudness against pyloudnorm, the EBU's synthetic test signals (Tech 3341 and 3342) and interpolation in float64."""
 
 import inspect
+from collections.abc import Callable
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -118,7 +120,8 @@ def test_ebu_3341_true_peak_of_sines(divisor, degrees):
 def test_true_peak_of_noise(band, tolerance):
     y = scipy.signal.sosfiltfilt(scipy.signal.ellip(12, 0.1, 100, 2 * band * 0.98, output="sos"), waves(6, 4000))
     y = y * np.hanning(4000) * 0.2
-    fine = scipy.signal.resample_poly(y, 16, 1, axis=-1, window=scipy.signal.firwin(8193, 1 / 16, window=("kaiser", 9)))
+    kaiser: dict[str, Any] = dict(window=("kaiser", 9))
+    fine = scipy.signal.resample_poly(y, 16, 1, axis=-1, window=scipy.signal.firwin(8193, 1 / 16, **kaiser))
     reference = 20 * np.log10(np.abs(fine).max(-1))
     assert np.abs(np.asarray(true_peak(jnp.asarray(y, jnp.float32))) - reference).max() <= tolerance
 
@@ -139,7 +142,7 @@ def test_frame_loudness_is_the_weighted_power(n_fft, hop_length, win_length, wei
         }[weighting]
     power = np.abs(librosa.stft(y.astype(np.float64), **sizes)) ** 2 * 10 ** (curve / 10)[:, None]
     power[:, 1 : None if n_fft % 2 else -1] *= 2
-    window = scipy.signal.get_window("hann", win_length or n_fft)
+    window = np.asarray(scipy.signal.get_window("hann", win_length or n_fft))
     reference = 10 * np.log10(power.sum(1) / (n_fft * (window**2).sum()))
     assert np.abs(np.asarray(ours) - np.maximum(reference, -120)).max() <= 2e-4
 
@@ -148,14 +151,15 @@ def test_frame_loudness_of_known_sounds():
     square = jnp.asarray(np.sign(np.sin(2 * np.pi * (np.arange(16000) + 0.5) / 40)), jnp.float32)
     assert float(frame_loudness(square, sr=16000, weighting=None)[10]) == pytest.approx(0.0, abs=1e-3)
     sine = jnp.asarray(np.sqrt(2) * np.sin(2 * np.pi * 125 * np.arange(16000) / 16000), jnp.float32)
-    for weighting, curve in (("A", A_weighting), ("C", C_weighting)):
+    curves: dict[Literal["A", "C"], Callable] = {"A": A_weighting, "C": C_weighting}
+    for weighting, curve in curves.items():
         expected = float(curve(jnp.array(125.0)))
         assert float(frame_loudness(sine, sr=16000, weighting=weighting)[10]) == pytest.approx(expected, abs=0.05)
 
 
 def test_normalize_reaches_its_target():
     y = jnp.asarray(speechlike(16000, 2), jnp.float32)
-    options = dict(sr=16000, channels_axis=-2)
+    options: dict[str, Any] = dict(sr=16000, channels_axis=-2)
     assert float(integrated_loudness(normalize_loudness(y, **options), **options)) == pytest.approx(-23.0, abs=1e-3)
     batch = jnp.stack([y, 0.1 * y])
     mono = normalize_loudness(batch[:, 0], sr=16000, target=-30.0)

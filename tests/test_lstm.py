@@ -89,6 +89,7 @@ def test_one_way_sees_the_past_alone_and_both_ways_everything():
 
 def test_a_cell_begins_by_remembering():
     layer = Layer(8, bidirectional=True, rngs=nnx.Rngs(0))
+    assert layer.input.bias is not None
     bias = np.asarray(layer.input.bias[...]).reshape(2, 4, 8)
     assert (bias[:, 1] == 1).all() and not bias[:, [0, 2, 3]].any()
     for U in np.asarray(layer.recurrent[...], np.float64):

@@ -1,6 +1,7 @@
 """Mel scale, mel spectrogram, cepstrum and delta against librosa, which computes in double precision."""
 
 import inspect
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +24,9 @@ def waves(*shape: int, seed: int = 0) -> np.ndarray:
 @pytest.mark.parametrize("norm", ["slaney", 1.0, 2.0, None])
 def test_mel_filterbank_equals_librosa(n_fft, n_mels, fmin, fmax, htk, norm):
     ours = mel_filterbank(16000, n_fft, n_mels, fmin, fmax, htk, norm)
-    options = dict(sr=16000, n_fft=n_fft, n_mels=n_mels, fmin=fmin, fmax=fmax, htk=htk, norm=norm, dtype=np.float64)
+    options: dict[str, Any] = dict(
+        sr=16000, n_fft=n_fft, n_mels=n_mels, fmin=fmin, fmax=fmax, htk=htk, norm=norm, dtype=np.float64
+    )
     assert max_relative(ours, librosa.filters.mel(**options)) <= 1e-12
 
 
@@ -40,14 +43,16 @@ def test_mel_scale_equals_librosa(htk):
 @pytest.mark.parametrize(("power", "pad_mode"), [(1.0, "constant"), (2.0, "reflect"), (1.5, "constant")])
 def test_melspectrogram_equals_librosa(n_fft, hop_length, win_length, power, pad_mode):
     y = waves(2, 3000)
-    options = dict(sr=16000, n_fft=n_fft, win_length=win_length, power=power, pad_mode=pad_mode, n_mels=40)
+    options: dict[str, Any] = dict(
+        sr=16000, n_fft=n_fft, win_length=win_length, power=power, pad_mode=pad_mode, n_mels=40
+    )
     reference = librosa.feature.melspectrogram(y=y.astype(np.float64), hop_length=hop_length, **options)
     assert max_relative(melspectrogram(jnp.asarray(y), hop_length=hop_length, **options), reference) <= 5e-7
 
 
 def test_melspectrogram_passes_band_and_norm():
     y = waves(3000)
-    options = dict(
+    options: dict[str, Any] = dict(
         sr=16000, n_fft=512, hop_length=128, n_mels=30, fmin=100.0, fmax=6000.0, htk=True, norm=None, center=False
     )
     reference = librosa.feature.melspectrogram(y=y.astype(np.float64), **options)
@@ -89,7 +94,7 @@ def test_mfcc_of_a_spectrogram():
 
 def test_double_precision_agrees_to_1e_10():
     y = waves(2, 3000).astype(np.float64)
-    options = dict(sr=16000, n_fft=400, hop_length=100, n_mels=30)
+    options: dict[str, Any] = dict(sr=16000, n_fft=400, hop_length=100, n_mels=30)
     with jax.enable_x64(True):
         mel, cepstrum = melspectrogram(jnp.asarray(y), **options), mfcc(jnp.asarray(y[0]), **options)
     assert max_relative(mel, librosa.feature.melspectrogram(y=y, **options, dtype=np.float64)) <= 1e-10

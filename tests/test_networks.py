@@ -1,6 +1,7 @@
 """Networks against an independent re-implementation, exact sizes and reach, and the independence of batch items."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +25,7 @@ def normal(seed: int, *shape: int):
     return jax.random.normal(jax.random.key(seed), shape)
 
 
-def randomised(make, seed: int = 7, scale: float = 0.3) -> nnx.Module:
+def randomised(make, seed: int = 7, scale: float = 0.3) -> Any:
     """The network that `make` describes, every parameter N(0, scale^2): none is zero or one, so none is hidden."""
     graphdef, shapes = nnx.split(nnx.eval_shape(make))
     rng = np.random.default_rng(seed)
@@ -32,7 +33,7 @@ def randomised(make, seed: int = 7, scale: float = 0.3) -> nnx.Module:
     return nnx.merge(graphdef, jax.tree.map(draw, shapes))
 
 
-def as_initialised(make) -> nnx.Module:
+def as_initialised(make) -> Any:
     """What `make` makes, under jit: one program instead of hundreds of small ones."""
     graphdef = nnx.split(nnx.eval_shape(make))[0]
     return nnx.merge(graphdef, jax.jit(lambda: nnx.split(make())[1], compiler_options=FAST_COMPILE)())
@@ -116,7 +117,7 @@ def transposed(x, kernel, stride):
     return full[stride // 2 : stride // 2 + len(x) * stride, 1:-1]
 
 
-def upsampled(upsampler, frames, layer=...):
+def upsampled(upsampler, frames, layer: Any = ...):
     get = lambda p: np.asarray(p[...], np.float64)[layer]  # noqa: E731
     for i, stride in enumerate(upsampler.strides):
         kernel = get(upsampler.kernels[i])
@@ -129,14 +130,14 @@ def upsampled(upsampler, frames, layer=...):
 def diffwave(network, x, t, frames=None, label=None):
     """DiffWave's figure 2 for one item [frames, features], in float64 numpy loops over layers, time and taps."""
 
-    def weights(p, layer=...):
+    def weights(p, layer: Any = ...):
         kernel = np.asarray(p.kernel[...], np.float64)[layer]
         gain = getattr(p, "gain", None)
         if gain is not None:
             kernel = kernel / np.sqrt((kernel**2).sum(0)) * np.asarray(gain[...], np.float64)[layer]
         return kernel, np.asarray(p.bias[...], np.float64)[layer]
 
-    def affine(p, x, layer=...):
+    def affine(p, x, layer: Any = ...):
         kernel, bias = weights(p, layer)
         return x @ kernel + bias
 
@@ -362,9 +363,10 @@ def test_reach_of_windows_and_convolutions_is_exact(window, cycle):
     x, t, middle = normal(1, 4, 41, 2), jnp.full(4, 0.5), 20
     out = lambda x: (network(x, t)[:, middle] ** 2).sum()  # noqa: E731
     gradient = jax.jit(jax.grad(out), compiler_options=FAST_COMPILE)(x)
-    touched = np.flatnonzero(np.abs(gradient).max((0, 2)))
-    assert network.receptive_field == {0: 7, 2: 21}[cycle]  # 1 + 2 (3 window + 1 + 2 + 1)
-    assert (touched[0], touched[-1]) == (middle - network.receptive_field // 2, middle + network.receptive_field // 2)
+    touched, reach = np.flatnonzero(np.abs(gradient).max((0, 2))), network.receptive_field
+    assert reach is not None
+    assert reach == {0: 7, 2: 21}[cycle]  # 1 + 2 (3 window + 1 + 2 + 1)
+    assert (touched[0], touched[-1]) == (middle - reach // 2, middle + reach // 2)
 
 
 def test_rope_sees_relative_positions_only():
@@ -471,12 +473,13 @@ def test_even_kernels_are_refused():
 def test_batch_items_do_not_meet(make):
     network = make(condition_features=3, num_classes=4)
     x, t, frames = normal(1, 3, 10, 2), jnp.array([0.1, 0.5, 0.9]), normal(2, 3, 10, 3)
-    cond = Condition(jnp.array([0, 3, 1]), frames)
+    label = jnp.array([0, 3, 1])
+    cond = Condition(label, frames)
     out = call(network, x, t, cond)
     other = call(network, x.at[1].add(5.0), t.at[1].set(0.2), Condition(jnp.array([0, 2, 1]), frames.at[1].add(1.0)))
     assert max_relative(other[::2], out[::2]) <= 1e-6
     assert max_relative(other[1], out[1]) > 1e-2
-    alone = call(network, x[1:2], t[1:2], Condition(cond.label[1:2], frames[1:2]))
+    alone = call(network, x[1:2], t[1:2], Condition(label[1:2], frames[1:2]))
     assert max_relative(alone, out[1:2]) <= 1e-5
 
 
@@ -504,11 +507,12 @@ def test_a_few_items_at_a_time_are_as_all_at_once(make, options):
 @each_network
 def test_time_label_and_condition_matter(make):
     network = make(condition_features=3, num_classes=4)
-    x, t, cond = normal(1, 1, 10, 2), jnp.array([0.1]), Condition(jnp.array([0]), normal(2, 1, 10, 3))
+    x, t, frames = normal(1, 1, 10, 2), jnp.array([0.1]), normal(2, 1, 10, 3)
+    cond = Condition(jnp.array([0]), frames)
     out = call(network, x, t, cond)
     assert max_relative(call(network, x, t + 0.1, cond), out) > 1e-3
     assert max_relative(call(network, x, t, cond._replace(label=jnp.array([1]))), out) > 1e-3
-    assert max_relative(call(network, x, t, cond._replace(frames=-cond.frames)), out) > 1e-3
+    assert max_relative(call(network, x, t, cond._replace(frames=-frames)), out) > 1e-3
     assert max_relative(call(network, x, t, cond.without_label()), out) > 1e-3
 
 

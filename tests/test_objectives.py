@@ -1,6 +1,6 @@
 """Weights against hand formulas, times against quantiles, importance sampling unbiased, and the loss's hooks."""
 
-from typing import get_args
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from scipy.stats import norm
 
 from jaxdiff.diffusion import (
     EDM,
-    VP,
+    SCHEDULES,
     Cosine,
     LossHistogram,
     Prediction,
@@ -28,11 +28,9 @@ from jaxdiff.diffusion import (
     sigmoid_weight,
     snr_weight,
     target,
-    to_x0,
     uniform_times,
     update_histogram,
     velocity_weight,
-    weight_for,
 )
 
 KEY = jax.random.key(0)
@@ -56,18 +54,55 @@ def test_weights_are_their_formulas(name):
         assert np.abs(ours(jnp.asarray(-2 * np.log(LEVELS))) / formula(LEVELS) - 1).max() <= 1e-12
 
 
-@pytest.mark.parametrize("name", WEIGHTS)
+def clean_estimate(prediction, alpha, sigma, sigma_data, x_t, network):
+    """x0_hat of the network in NumPy, from the definition of each prediction."""
+    seen = network(x_t)
+    match prediction:
+        case "x0":
+            return seen
+        case "eps":  # eps
+            return (x_t - sigma * seen) / alpha
+        case "v":  # alpha eps - sigma x0
+            return (alpha * x_t - sigma * seen) / (alpha**2 + sigma**2)
+        case "flow":  # eps - x0
+            return (x_t - sigma * seen) / (alpha + sigma)
+        case "edm":  # c_skip x + c_out F(c_in x) of x = x0 + n eps
+            x, n, size = x_t / alpha, sigma / alpha, np.hypot(sigma / alpha, sigma_data)
+            return (sigma_data / size) ** 2 * x + n * sigma_data / size * network(x / size)
+
+
+@pytest.mark.parametrize("shift", [1.0, 2.0])
+@pytest.mark.parametrize("kind", SCHEDULES)
 @pytest.mark.parametrize("prediction", get_args(Prediction))
-def test_weight_for_a_prediction_is_the_weight_of_its_x0_error(name, prediction):
-    schedule = RectifiedFlow() if prediction == "flow" else VP()
-    weight = WEIGHTS[name][0]
+def test_weights_are_those_of_the_error_of_x0(prediction, kind, shift):
+    """What is trained is weight(log-SNR) |x0_hat - x0|^2 whatever the network predicts, on every schedule."""
+    shifted: dict[str, Any] = dict(shift=shift)
+    schedule, times, sigma_data = SCHEDULES[kind](**shifted), np.array([0.1, 0.2, 0.5, 0.8, 0.95]), 0.4
     with jax.enable_x64(True):
-        t = jnp.linspace(0.05, 0.95, 19)
-        x_t, output, error = (jax.random.normal(k, (19, 3)) for k in jax.random.split(KEY, 3))
-        moved = [to_x0(prediction, schedule, t, x_t, o, 0.4) for o in (output + error, output)]
-        of_x0 = weight(logsnr(schedule, t)) * ((moved[0] - moved[1]) ** 2).mean(1)
-        of_output = weight_for(prediction, weight, 0.4)(logsnr(schedule, t)) * (error**2).mean(1)
-        assert max_relative(of_output / of_x0, np.ones(19)) <= 1e-9
+        t, x0 = jnp.asarray(times), jax.random.normal(jax.random.key(1), (5, 3, 2), jnp.float64)
+        options: dict[str, Any] = dict(prediction=prediction, sigma_data=sigma_data)
+        run = lambda weight: item_losses(  # noqa: E731
+            lambda x, t, c: jnp.sin(x), schedule, x0, None, t, KEY, weight=weight, **options
+        )[0]
+        losses = {name: np.asarray(run(weight)) for name, (weight, _) in WEIGHTS.items()}
+        alpha, sigma = (np.asarray(f(t))[:, None, None] for f in (schedule.alpha, schedule.sigma))
+        x_t = alpha * np.asarray(x0) + sigma * np.asarray(jax.random.normal(KEY, x0.shape, jnp.float64))
+    estimate = clean_estimate(prediction, alpha, sigma, sigma_data, x_t, np.sin)
+    error = ((estimate - np.asarray(x0)) ** 2).mean((1, 2))
+    for name, (_, formula) in WEIGHTS.items():
+        assert np.abs(losses[name] / (formula((sigma / alpha).ravel()) * error) - 1).max() <= 1e-8, name
+
+
+@pytest.mark.parametrize("kind", SCHEDULES)
+@pytest.mark.parametrize("prediction", get_args(Prediction))
+def test_weighted_losses_are_finite_at_the_ends(prediction, kind):
+    x0, t = jax.random.normal(KEY, (2, 3, 1)), jnp.array([0.0, 1.0])
+    run = lambda gain, weight: item_losses(  # noqa: E731
+        lambda x, t, c: gain * x, SCHEDULES[kind](), x0, None, t, KEY, prediction=prediction, weight=weight
+    )[0]
+    for weight, _ in WEIGHTS.values():
+        assert np.isfinite(run(0.5, weight)).all()
+        assert np.isfinite(jax.jacobian(run)(0.5, weight)).all()
 
 
 @pytest.mark.parametrize(
@@ -75,9 +110,21 @@ def test_weight_for_a_prediction_is_the_weight_of_its_x0_error(name, prediction)
     [("eps", snr_weight, (1, 1)), ("v", min_snr_weight(), (0, 0)), ("edm", edm_weight(), (1, 1))],
     ids=["eps", "v", "edm"],
 )
-def test_weights_are_finite_at_the_ends(prediction, weight, ends):
-    ours = weight_for(prediction, weight)(jnp.array([jnp.inf, -jnp.inf]))
-    assert np.abs(ours - np.array(ends)).max() <= 1e-6
+def test_infinite_weights_cancel_at_the_ends(prediction, weight, ends):
+    """A weight that undoes the factor of the prediction does so where one is infinite and the other 0."""
+    x0, t = jax.random.normal(KEY, (2, 3, 1)), jnp.array([0.0, 1.0])
+    run = lambda weight: item_losses(  # noqa: E731
+        lambda x, t, c: 0.5 * x, Cosine(), x0, None, t, KEY, prediction=prediction, weight=weight
+    )[0]
+    assert np.abs(run(weight) / run(None) - np.array(ends)).max() <= 1e-5
+
+
+def test_weights_of_x0_prediction_are_bit_for_bit_those_of_log_snr():
+    schedule, x0, t = Cosine(), jax.random.normal(KEY, (5, 3, 2)), jnp.array([1e-3, 0.1, 0.5, 0.9, 1.0])
+    run = lambda weight: item_losses(  # noqa: E731
+        lambda x, t, c: jnp.sin(x), schedule, x0, None, t, KEY, prediction="x0", weight=weight
+    )[0]
+    assert (run(velocity_weight) == run(None) * velocity_weight(logsnr(schedule, t))).all()
 
 
 # --- times ---

@@ -2,6 +2,12 @@
 
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
 
 
 def run(code: str) -> str:
@@ -14,9 +20,25 @@ def test_import_loads_no_jax_and_public_names_resolve():
     assert run(code + "print(len(jax._src.xla_bridge._backends))").strip() == "0"
 
 
-def test_help_loads_no_jax():
-    code = (
-        "import sys\nfrom jaxdiff.cli import main\n"
-        "try: main(['--help'])\nexcept SystemExit as e: print(e.code, 'jax' in sys.modules)"
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["--help"], 0),
+        (["--version"], 0),
+        (["generate", "run", "--out", __file__], 2),
+        (["train", "gone.yaml", "--workdir", "w"], 2),
+        (["vocode", "gone.wav", "--model", "run", "--out", "o"], 1),
+    ],
+)
+def test_help_and_early_mistakes_load_no_jax(arguments, code):
+    text = (
+        "import sys\nfrom jaxdiff.cli.main import main\n"
+        f"try: main({arguments})\nexcept SystemExit as e: print(e.code, 'jax' in sys.modules)"
     )
-    assert run(code).strip().endswith("0 False")
+    assert run(text).strip().endswith(f"{code} False")
+
+
+def test_the_command_is_where_the_package_says():
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    module, _, name = scripts["jaxdiff"].partition(":")
+    assert run(f"import {module} as m; print(callable(m.{name}))").strip() == "True"

@@ -1,5 +1,7 @@
 """YIN and pYIN against librosa, on tones of known pitch and on a voice-like sound with pauses."""
 
+from typing import Any
+
 import jax.numpy as jnp
 import librosa
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 from jaxdiff.features import pyin, yin
 
 SR = 16000
-RANGE = dict(fmin=65.0, fmax=1000.0, sr=SR, frame_length=1024, hop_length=256)
+RANGE: dict[str, Any] = dict(fmin=65.0, fmax=1000.0, sr=SR, frame_length=1024, hop_length=256)
 
 
 def voice(seed: int = 0) -> np.ndarray:

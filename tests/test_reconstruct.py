@@ -1,5 +1,7 @@
 """Griffin-Lim and mel inversion: as good as librosa's, and exact where the answer is known."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import librosa
@@ -23,13 +25,13 @@ def tone_and_noise() -> np.ndarray:
 
 def spectral_convergence(y, S, **sizes) -> float:
     """|| |STFT(y)| - S || / ||S||, the number that Griffin-Lim lowers."""
-    return np.linalg.norm(np.abs(librosa.stft(np.asarray(y, np.float64), **sizes)) - S) / np.linalg.norm(S)
+    return float(np.linalg.norm(np.abs(librosa.stft(np.asarray(y, np.float64), **sizes)) - S) / np.linalg.norm(S))
 
 
 @pytest.mark.parametrize(("n_fft", "hop_length", "win_length"), [(512, 128, None), (400, 100, 320)])
 def test_griffinlim_is_as_good_as_librosas(n_fft, hop_length, win_length):
     """On average over 64 initial phases, of which one alone changes the error by a fifth."""
-    sizes = dict(n_fft=n_fft, hop_length=hop_length, win_length=win_length)
+    sizes: dict[str, Any] = dict(n_fft=n_fft, hop_length=hop_length, win_length=win_length)
     S, count = np.abs(librosa.stft(tone_and_noise(), **sizes)), 64
     sounds = jax.jit(jax.vmap(lambda key: griffinlim(jnp.asarray(S), **sizes, n_iter=32, key=key)))(
         jax.random.split(jax.random.key(0), count)
@@ -47,7 +49,8 @@ def test_griffinlim_is_as_good_as_librosas(n_fft, hop_length, win_length):
 @pytest.mark.parametrize("momentum", [0.0, 0.99])
 def test_griffinlim_is_the_fast_algorithm(momentum):
     """Perraudin et al. 2013, algorithm 2, in float64 with librosa's transforms, from the same initial phase."""
-    sizes, key = dict(n_fft=256, hop_length=60, win_length=200), jax.random.key(3)
+    sizes: dict[str, Any] = dict(n_fft=256, hop_length=60, win_length=200)
+    key = jax.random.key(3)
     S = np.abs(librosa.stft(tone_and_noise().astype(np.float64), **sizes))
     angles = np.exp(1j * np.asarray(jax.random.uniform(key, S.shape, jnp.float32, 0, 2 * np.pi), np.float64))
     before = np.zeros_like(angles)
@@ -100,9 +103,21 @@ def test_griffinlim_batch_equals_items_and_key_matters():
     assert max_relative(griffinlim(S, n_iter=4, key=jax.random.key(1)), both) > 0.1
 
 
+def test_griffinlim_repeats_its_phases():
+    """Without iterations the result has the phases of the first frames over and over; no period draws all of them."""
+    S, key = jnp.abs(stft(jnp.asarray(tone_and_noise()), n_fft=256)), jax.random.key(3)
+    phase = jax.random.uniform(key, (129, 12), jnp.float32, 0, 2 * np.pi)
+    phase = jnp.tile(phase, 6)[:, : S.shape[1]]
+    made = griffinlim(S, n_iter=0, key=key, phase_period=12)
+    assert max_relative(made, istft(S * jnp.exp(1j * phase))) <= 1e-6
+    assert (griffinlim(S, n_iter=4, phase_period=S.shape[1]) == griffinlim(S, n_iter=4)).all()
+    with pytest.raises(ValueError, match="phase_period must be at least 1 frame"):
+        griffinlim(S, phase_period=0)
+
+
 @pytest.mark.parametrize("power", [1.0, 2.0])
 def test_mel_inversion_is_not_worse_than_librosas(power):
-    options = dict(sr=SR, n_fft=512, fmax=3600.0)
+    options: dict[str, Any] = dict(sr=SR, n_fft=512, fmax=3600.0)
     y = tone_and_noise()
     M = librosa.feature.melspectrogram(y=y, hop_length=128, n_mels=40, power=power, **options)
     filters = mel_filterbank(SR, 512, 40, 0.0, 3600.0)
@@ -116,7 +131,7 @@ def test_mel_inversion_is_not_worse_than_librosas(power):
 @pytest.mark.parametrize(("htk", "norm"), [(False, "slaney"), (True, None)])
 def test_mel_inversion_converges(htk, norm):
     """A mel spectrogram of true magnitudes has an exact answer: the residual falls to nothing."""
-    options = dict(sr=SR, n_fft=512, fmax=3600.0, htk=htk, norm=norm)
+    options: dict[str, Any] = dict(sr=SR, n_fft=512, fmax=3600.0, htk=htk, norm=norm)
     filters = mel_filterbank(SR, 512, 40, 0.0, 3600.0, htk, norm)
     M = filters @ np.abs(librosa.stft(tone_and_noise(), n_fft=512)) ** 2
     residuals = [

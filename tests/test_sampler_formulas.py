@@ -155,7 +155,7 @@ def test_unipc_is_the_papers(order):
 
 
 def test_adams_bashforth_has_the_classical_weights():
-    """On an even grid: 1; 3, -1; 23, -16, 5; 55, -59, 37, -9, over 1, 2, 12, 24 (Hairer et al. 1993, III.1)."""
+    """At even times: 1; 3, -1; 23, -16, 5; 55, -59, 37, -9, over 1, 2, 12, 24 (Hairer et al. 1993, III.1)."""
     classical = [[1], [3 / 2, -1 / 2], [23 / 12, -16 / 12, 5 / 12], [55 / 24, -59 / 24, 37 / 24, -9 / 24]]
     with jax.enable_x64(True):
         times, x, slopes = np.linspace(1, 0.1, 10), X_T, []

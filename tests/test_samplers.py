@@ -27,6 +27,7 @@ from jaxdiff.diffusion import (
 )
 
 spec = importlib.util.spec_from_file_location("benchmark", Path(__file__).parent.parent / "benchmarks" / "samplers.py")
+assert spec is not None and spec.loader is not None
 benchmark = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(benchmark)
 
@@ -73,7 +74,7 @@ def program(name):
     return jax.jit(run), evaluations
 
 
-def cosine_grid(steps, first=1.0, last=0.0):
+def cosine_times(steps, first=1.0, last=0.0):
     return jnp.asarray(last + (first - last) * np.sin(0.5 * np.pi * np.arange(steps, -1, -1) / steps) ** 2, jnp.float32)
 
 
@@ -100,11 +101,11 @@ def test_a_wrong_order_is_noticed(monkeypatch):
 @each_stochastic
 def test_noise_of_the_right_size(name):
     """Mean and covariance at 512 steps, exactly: right within a bound that 5 % too much noise exceeds thrice over."""
-    schedule, method = Cosine(), SAMPLERS[name]
+    schedule, named = Cosine(), SAMPLERS[name]
     with jax.enable_x64(True):
-        problem = benchmark.gaussian_flow if method.order == 0 else benchmark.gaussian_denoiser
+        problem = benchmark.gaussian_flow if named.order == 0 else benchmark.gaussian_denoiser
         right, wrong = (
-            benchmark.moments(method.sampler, schedule, problem(schedule), benchmark.grid(512), noise=scale)
+            benchmark.moments(named.sampler, schedule, problem(schedule), benchmark.cosine_times(512), noise=scale)
             for scale in (1.0, 1.05)
         )
     for got, exact in zip(right, (benchmark.MEAN, benchmark.COVARIANCE), strict=True):
@@ -115,16 +116,16 @@ def test_noise_of_the_right_size(name):
 @each_stochastic
 def test_samples_have_the_moments(name, monkeypatch):
     """6,000 samples with a key each and 256 steps; the same bound fails when the noise is 5 % too large."""
-    schedule, method = Cosine(), SAMPLERS[name]
+    schedule, named = Cosine(), SAMPLERS[name]
     keys = jax.random.split(jax.random.key(3), 6_000)
-    problem = benchmark.gaussian_flow if method.order == 0 else benchmark.gaussian_denoiser
+    problem = benchmark.gaussian_flow if named.order == 0 else benchmark.gaussian_denoiser
     x_T = noise(jax.random.split(jax.random.key(4), 6_000), (6_000, 3))
     original = benchmark.stochastic.draw
 
     def worst(scale):
         for module in (benchmark.onestep, benchmark.multistep, benchmark.stochastic):
             monkeypatch.setattr(module, "draw", lambda key, count, x: scale * original(key, count, x))
-        run = jax.jit(lambda x, k: method.sampler(problem(schedule), schedule, x, cosine_grid(256), k))
+        run = jax.jit(lambda x, k: named.sampler(problem(schedule), schedule, x, cosine_times(256), k))
         x = np.asarray(run(scale * x_T, keys), np.float64)
         deviation = np.sqrt(np.diag(benchmark.COVARIANCE))
         covariance = (np.cov(x.T) - benchmark.COVARIANCE) / np.outer(deviation, deviation)
@@ -144,7 +145,7 @@ def test_finite_down_to_the_data_with_every_schedule(name):
     run, evaluations = program(name)
     keys = jax.random.split(KEY, 4)
     for index, schedule in enumerate(SCHEDULES):
-        times = jnp.linspace(1, 0, 13) if schedule == Exploding() else cosine_grid(12)  # EDM's own grid
+        times = jnp.linspace(1, 0, 13) if schedule == Exploding() else cosine_times(12)  # EDM's own times
         x_T = noise(keys, (4, 50)) * jnp.hypot(schedule.alpha(jnp.ones(())), schedule.sigma(jnp.ones(())))
         x = np.asarray(run(jnp.array(index), x_T, times, keys))
         assert np.isfinite(x).all()
@@ -152,7 +153,7 @@ def test_finite_down_to_the_data_with_every_schedule(name):
         assert 0.1 <= x.std() <= 1
     jax.effects_barrier()
     evaluations.clear()
-    run(jnp.array(2), x_T, cosine_grid(12, 0.9, 0.2), keys)
+    run(jnp.array(2), x_T, cosine_times(12, 0.9, 0.2), keys)
     jax.effects_barrier()
     assert len(evaluations) == 12 * SAMPLERS[name].evaluations  # fewer only where a step starts or ends in the infinite
 
@@ -161,7 +162,7 @@ def test_finite_down_to_the_data_with_every_schedule(name):
 def test_more_steps_are_no_larger_a_program(name):
     def size(steps):
         run = lambda x, times: SAMPLERS[name].sampler(lambda x, t: 0.5 * x, Cosine(), x, times, KEY)  # noqa: E731
-        return jax.jit(run).lower(jnp.ones((2, 3)), cosine_grid(steps)).as_text().count("\n")
+        return jax.jit(run).lower(jnp.ones((2, 3)), cosine_times(steps)).as_text().count("\n")
 
     assert size(1000) == size(10)
 
@@ -169,7 +170,7 @@ def test_more_steps_are_no_larger_a_program(name):
 @each_stochastic
 def test_items_with_their_own_keys_ignore_the_batch(name):
     run, _ = program(name)
-    keys, times = jax.random.split(KEY, 4), cosine_grid(12)
+    keys, times = jax.random.split(KEY, 4), cosine_times(12)
     x_T = noise(keys, (4, 50))
     whole = run(jnp.array(0), x_T, times, keys)
     assert max_relative(run(jnp.array(0), x_T[2:3], times, keys[2:3]), whole[2:3]) <= 1e-5
@@ -180,7 +181,7 @@ def test_items_with_their_own_keys_ignore_the_batch(name):
 def test_samples_land_on_a_finite_set(sampler):
     points = jnp.array([[-2.0, 1.0], [0.5, 0.5], [1.5, -1.0]])
     exact, x_T = finite_denoiser(Cosine(), points), jax.random.normal(KEY, (64, 2))
-    x = jax.jit(lambda x: sampler(exact, Cosine(), x, cosine_grid(30), KEY))(x_T)
+    x = jax.jit(lambda x: sampler(exact, Cosine(), x, cosine_times(30), KEY))(x_T)
     distance = np.abs(np.asarray(x)[:, None] - points).max(2)
     assert distance.min(1).max() <= 1e-3
     assert set(distance.argmin(1)) == {0, 1, 2}

@@ -1,4 +1,4 @@
-"""Every schedule against its closed form in float64, shifts, grids, log-SNR inverted; every pair of predictions."""
+"""Every schedule against its closed form in float64, shifts, times, log-SNR inverted; every pair of predictions."""
 
 import dataclasses
 import itertools
@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from oracles import gaussian_denoiser, max_relative
 
+from jaxdiff import diffusion
 from jaxdiff.diffusion import (
     EDM,
     VE,
@@ -25,9 +26,9 @@ from jaxdiff.diffusion import (
     logsnr,
     network_input,
     prior_scale,
+    spaced_times,
     target,
     time_at_logsnr,
-    time_grid,
     to_eps,
     to_x0,
 )
@@ -123,6 +124,12 @@ def test_prior_scale(name):
     assert float(prior_scale(SCHEDULES[name])) == pytest.approx(np.hypot(1, EXPLODING.get(name, 0)), rel=1e-6)
 
 
+def test_every_kind_is_in_the_table_by_name():
+    assert list(diffusion.SCHEDULES) == ["cosine", "sigmoid", "linear_beta", "vp", "ve", "edm", "rectified_flow"]
+    assert {kind() for kind in diffusion.SCHEDULES.values()} <= set(SCHEDULES.values())
+    assert {type(schedule) for schedule in SCHEDULES.values()} == set(diffusion.SCHEDULES.values())
+
+
 def test_schedules_compare_by_value():
     assert len({*SCHEDULES.values(), Cosine(1.0), VP(0.1, 20.0), LinearBeta(50, 1e-4, 0.05)}) == len(SCHEDULES)
     assert Cosine(2.0) != Cosine()
@@ -156,22 +163,22 @@ def noise_to_signal(schedule, times):
     return np.asarray(schedule.sigma(times), np.float64) / np.asarray(schedule.alpha(times), np.float64)
 
 
-def test_karras_grid_is_the_papers():
+def test_karras_times_are_the_papers():
     """Equation 5 of Karras et al. 2022 with their sigma_min 0.002, sigma_max 80 and rho 7."""
     i, n = np.arange(18), 18
     exact = (80 ** (1 / 7) + i / (n - 1) * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
     for schedule in (EDM(), EDM(rho=1.0)):
-        times = time_grid(schedule, n, "karras")
+        times = spaced_times(schedule, n, "karras")
         sigma = np.asarray(schedule.sigma(times), np.float64)
         assert np.abs(sigma[:-1] / exact - 1).max() <= 2e-5
         assert (times[0], times[-1], sigma[-1]) == (1, 0, 0)
-    levels = noise_to_signal(RectifiedFlow(), time_grid(RectifiedFlow(), n, "karras")[1:])
+    levels = noise_to_signal(RectifiedFlow(), spaced_times(RectifiedFlow(), n, "karras")[1:])
     assert np.abs(levels[:-1] / exact[1:] - 1).max() <= 2e-5
 
 
 @pytest.mark.parametrize("name", ["cosine", "diffwave", "edm"])
-def test_logsnr_grid_is_even_in_logsnr(name):
-    values = np.asarray(logsnr(SCHEDULES[name], time_grid(SCHEDULES[name], 10, "logsnr", ends=(0.01, 40.0))))
+def test_logsnr_times_are_even_in_logsnr(name):
+    values = np.asarray(logsnr(SCHEDULES[name], spaced_times(SCHEDULES[name], 10, "logsnr", ends=(0.01, 40.0))))
     first = max(-2 * np.log(40), values[0])
     assert np.abs(values[1:-1] - np.linspace(first, -2 * np.log(0.01), 10)[1:]).max() <= 2e-5
     assert values[-1] == np.inf
@@ -179,20 +186,20 @@ def test_logsnr_grid_is_even_in_logsnr(name):
 
 @each_schedule
 @pytest.mark.parametrize("spacing", ["uniform", "quadratic", "cosine", "karras", "logsnr"])
-def test_grids_fall_from_one_to_zero(name, spacing):
+def test_times_fall_from_one_to_zero(name, spacing):
     for steps in (1, 2, 7) if name == "flow" else (6,):
-        times = np.asarray(time_grid(SCHEDULES[name], steps, spacing))
+        times = np.asarray(spaced_times(SCHEDULES[name], steps, spacing))
         assert times.shape == (steps + 1,)
         assert (times[0], times[-1]) == (1, 0)
         assert (np.diff(times) < 0).all()
 
 
-def test_other_grids():
-    assert np.allclose(time_grid(Cosine(), 4, "cosine"), [1, 0.8535534, 0.5, 0.1464466, 0], atol=1e-7)
-    inside = jax.jit(lambda: time_grid(VP(), 6, "karras"))()
-    assert np.abs(inside - time_grid(VP(), 6, "karras")).max() <= 1e-6
+def test_other_spacings():
+    assert np.allclose(spaced_times(Cosine(), 4, "cosine"), [1, 0.8535534, 0.5, 0.1464466, 0], atol=1e-7)
+    inside = jax.jit(lambda: spaced_times(VP(), 6, "karras"))()
+    assert np.abs(inside - spaced_times(VP(), 6, "karras")).max() <= 1e-6
     with pytest.raises(ValueError, match="ends"):
-        time_grid(Cosine(), 4, "karras", ends=(1.0, 0.5))
+        spaced_times(Cosine(), 4, "karras", ends=(1.0, 0.5))
 
 
 # --- predictions ---
@@ -207,7 +214,7 @@ def test_all_pairs_convert(name, sigma_data):
         t = jnp.array([0.0, 1e-3, 0.3, 0.5, 0.9, 1.0])
         x0, eps = (jnp.asarray(rng.standard_normal((6, 5, 2))) for _ in range(2))
         alpha, sigma = (np.asarray(x)[:, None, None] for x in schedule.levels(t))
-        x_t = alpha * x0 + sigma * eps
+        x_t = jnp.asarray(alpha * x0 + sigma * eps)
         outputs = {p: target(p, schedule, t, x0, eps, sigma_data) for p in PREDICTIONS}
         blurred = {p: target(p, schedule, t, x0, 0 * eps, sigma_data) for p in PREDICTIONS}  # if eps is unknown
         washed = {p: target(p, schedule, t, 0 * x0, eps, sigma_data) for p in PREDICTIONS}  # if x0 is unknown
@@ -251,7 +258,7 @@ def test_edm_preconditions_any_schedule(name):
 def test_edm_coefficients_are_the_papers(x64, bound):
     """Table 1 of Karras et al. 2022 at sigma from 0.002 to 80, sigma_data 0.5."""
     with jax.enable_x64(x64):
-        t = time_grid(EDM(), 18, "karras")[:-1].astype(float)
+        t = spaced_times(EDM(), 18, "karras")[:-1].astype(float)
         sigma = np.asarray(EDM().sigma(t), np.float64)
         c = edm_coefficients(EDM(), t)
         assert np.abs(c.c_skip * (sigma**2 + 0.25) / 0.25 - 1).max() <= bound

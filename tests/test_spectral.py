@@ -2,6 +2,7 @@
 
 import inspect
 import itertools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -72,7 +73,9 @@ def test_stft_equals_librosa(sizes, center, pad_mode, length, lead):
     """To 2e-7 of the maximum; 2.5e-7 for odd n_fft, whose single-precision FFT has one more kind of butterfly."""
     n_fft, hop_length, win_length = sizes
     y = waves(*lead, length)
-    options = dict(n_fft=n_fft, hop_length=hop_length, win_length=win_length, center=center, pad_mode=pad_mode)
+    options: dict[str, Any] = dict(
+        n_fft=n_fft, hop_length=hop_length, win_length=win_length, center=center, pad_mode=pad_mode
+    )
     reference = librosa.stft(y.astype(np.float64), **options)
     assert max_relative(stft(jnp.asarray(y), **options), reference) <= (2.5e-7 if n_fft % 2 else 2e-7)
 
@@ -80,7 +83,8 @@ def test_stft_equals_librosa(sizes, center, pad_mode, length, lead):
 @pytest.mark.parametrize("method", ["fft", "matmul"])
 @pytest.mark.parametrize("window", ["hann", "hamming", "blackmanharris", ("kaiser", 8.0)])
 def test_stft_windows_and_methods(window, method):
-    y, options = waves(2, 1500), dict(n_fft=400, hop_length=100, win_length=320, window=window)
+    y = waves(2, 1500)
+    options: dict[str, Any] = dict(n_fft=400, hop_length=100, win_length=320, window=window)
     reference = librosa.stft(y.astype(np.float64), **options)
     tolerance = 2e-7 if method == "fft" else 1e-6  # a sum of n_fft products against log2(n_fft) stages
     assert max_relative(stft(jnp.asarray(y), **options, method=method), reference) <= tolerance

@@ -1,5 +1,7 @@
 """Counts of parameters and operations against those by hand."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -44,7 +46,8 @@ def test_a_transformers_operations_by_hand():
     width, depth, tokens, frames = 16, 3, 5, 40
     make = lambda: Transformer(4, width=width, depth=depth, heads=2, token_features=6, rngs=nnx.Rngs(0))  # noqa: E731
     network = nnx.eval_shape(make)
-    cond = Condition(tokens=jax.ShapeDtypeStruct((1, tokens, 6), f32))
+    described: Any = jax.ShapeDtypeStruct((1, tokens, 6), f32)
+    cond = Condition(tokens=described)
     s = summarize(network, 4, frames, 100.0, cond)
     layer = frames * width**2 * (4 + 8 + 2) + 2 * frames**2 * width
     layer += tokens * 6 * 2 * width + 2 * frames * tokens * width

@@ -1,35 +1,51 @@
 """Training on real crops: one program, exact resume, damaged checkpoints, and learning that a test can see."""
 
+import dataclasses
 import json
+import os
 import shutil
+import signal
+from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 from oracles import max_relative
 
-from jaxdiff import adversarial, load, methods, runs
+import jaxdiff
 from jaxdiff import config as configuration
+from jaxdiff import load
+from jaxdiff import run as runs
 from jaxdiff.config import ConfigError, from_dict, to_dict
-from jaxdiff.data import AudioError
-from jaxdiff.data.orchestra import write_orchestra
-from jaxdiff.networks import count_params, discriminators
-from jaxdiff.pipeline import abstract_params, build_model, init_params
+from jaxdiff.data import AudioError, Further, batches, open_corpus, write_audio
+from jaxdiff.data.crops import Crop
+from jaxdiff.data.orchestra import INSTRUMENTS, write_orchestra
+from jaxdiff.diffusion import Cosine
+from jaxdiff.features import Normalization, Patches
+from jaxdiff.inference import Pipeline
+from jaxdiff.methods import Bridge, Diffusion, Model, Regression, adversarial
+from jaxdiff.methods.method import AuxiliaryName
+from jaxdiff.networks import Network, WaveNet, count_params, discriminators, from_nnx
+from jaxdiff.networks.discriminators import Judgement
+from jaxdiff.tasks import Example, Generate, Given, Task
 from jaxdiff.training import (
     CheckpointError,
-    Hooks,
+    Every,
     TrainingError,
     checkpoints,
     init_state,
+    loop,
     make_optimizer,
     make_train_step,
-    train,
 )
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
+CONFIGS = Path(__file__).parent.parent / "configs"
 SMALL = {
     "data": {"crop": "start", "seconds": 0.256},
     "representation": {"kind": "log_mel", "n_fft": 256, "hop_length": 128, "n_mels": 16},
@@ -38,6 +54,8 @@ SMALL = {
     "train": {"steps": 20, "batch": 4, "log_every": 1, "sample_every": 0, "save_every": 0, "warmup": 5},
     "sampling": {"steps": 2, "sampler": "euler"},
 }
+PATCHES = {"representation": {"kind": "patches", "size": 64}}  # what takes little time to compile
+TRANSFORMER = {"network": {"kind": "transformer", "width": 16, "depth": 1, "heads": 2}}
 
 
 @pytest.fixture(scope="module")
@@ -45,22 +63,50 @@ def folder(tmp_path_factory):
     return write_orchestra(tmp_path_factory.mktemp("orchestra"), count=3)
 
 
-def small(folder, **train):
-    tree = {**SMALL, "data": {**SMALL["data"], "path": str(folder)}, "train": {**SMALL["train"], **train}}
-    return from_dict(tree)
+def small(folder, parts=(), **train):
+    parts = {**SMALL, **dict(parts), "train": {**SMALL["train"], **train}}
+    return from_dict({**parts, "data": {**parts["data"], "path": str(folder)}})
 
 
-def last_state(workdir, config, classes=8):
-    directory = workdir / "checkpoints"
+def run(config, workdir):
+    return runs.run(config, workdir, report=lambda _: None)
+
+
+def interrupted(config, workdir, after):
+    """The run, ended by a signal that comes in step number `after`; returns what `run` does."""
+    make = runs.make_train_step
+
+    def stopping(*args, **options):
+        train_step, done = make(*args, **options), 0
+
+        def step(state, batch):
+            nonlocal done
+            done += 1
+            if done == after:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return train_step(state, batch)
+
+        return step
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runs, "make_train_step", stopping)
+        return run(config, workdir)
+
+
+def last_state(workdir, config, classes=tuple(sorted(INSTRUMENTS))):
+    directory, key = workdir / "checkpoints", jax.random.key(0)
+    model, method, steps = configuration.model(config, classes, None), config.method, config.train.steps
+
+    def fresh():
+        made = method.init(model, model.network.init(key), make_optimizer(1e-3, steps), steps, key)
+        params, opt_state, extra = made
+        weights, keep = method.weights(params), config.train.posthoc_ema
+        return init_state(params, weights, opt_state, key, extra=extra, posthoc_ema=keep)
+
+    vector: Any = jax.ShapeDtypeStruct((model.representation.channels,), jnp.float32)
+    normalization = Normalization(vector, vector) if config.normalize.enabled else None
     step, _ = checkpoints.latest(directory)
-    features = build_model(config, classes, None).features
-    key = jax.random.key(0)
-    like = jax.eval_shape(lambda: methods.init_state(config, init_params(config, features, classes, key), key))
-    vector = jax.ShapeDtypeStruct((features,), jnp.float32)
-    state, normalization = checkpoints.restore_state(
-        directory, step, like, runs.Normalization(vector, vector) if config.normalize.enabled else None
-    )
-    return state, normalization
+    return checkpoints.restore_state(directory, step, jax.eval_shape(fresh), normalization)
 
 
 def leaves(tree):
@@ -68,75 +114,71 @@ def leaves(tree):
             for x in jax.tree.leaves(tree)]  # fmt: skip
 
 
-def log(workdir):
-    rows = [json.loads(line) for line in (workdir / "log.jsonl").read_text().splitlines()]
-    return [(r["step"], r["loss"], r["gradient_norm"]) for r in rows]
-
-
-class Interrupt:
-    """Ends a real run after `steps`, the way a signal does: after a step, before the next batch."""
-
-    def __init__(self, monkeypatch, steps):
-        import os
-        import signal
-
-        real = runs.methods.train_step
-
-        def make(*args, **kwargs):
-            step_function, done = real(*args, **kwargs), 0
-
-            def step(state, batch):
-                nonlocal done
-                done += 1
-                if done == steps:
-                    os.kill(os.getpid(), signal.SIGTERM)
-                return step_function(state, batch)
-
-            return step
-
-        monkeypatch.setattr(runs.methods, "train_step", make)
-
-
-def test_twenty_steps_equal_nine_stop_resume_eleven(folder, tmp_path, monkeypatch):
-    config = small(folder)
-    assert runs.run(config, tmp_path / "a", report=lambda _: None) is None
-    with monkeypatch.context() as patch:
-        Interrupt(patch, 9)
-        assert runs.run(config, tmp_path / "b", report=lambda _: None) == 15
-    assert checkpoints.latest(tmp_path / "b" / "checkpoints")[0] == 9
-    assert runs.run(config, tmp_path / "b", report=lambda _: None) is None
-    a, b = (last_state(tmp_path / name, config) for name in "ab")
-    assert int(a[0].step) == int(b[0].step) == 20
+def assert_same(a, b):
     for x, y in zip(leaves(a), leaves(b), strict=True):
         np.testing.assert_array_equal(x, y)
-    assert log(tmp_path / "a") == log(tmp_path / "b")
-    other = last_state_of_other_seed(folder, tmp_path)
-    assert any((x != y).any() for x, y in zip(leaves(a), leaves(other), strict=True))
 
 
-def last_state_of_other_seed(folder, tmp_path):
-    config = small(folder, seed=1)
-    runs.run(config, tmp_path / "c", report=lambda _: None)
-    return last_state(tmp_path / "c", config)
+def rows(workdir):
+    return [json.loads(line) for line in (workdir / "log.jsonl").read_text().splitlines()]
 
 
-def test_damaged_checkpoints_are_noticed_and_passed_over(folder, tmp_path):
-    config = small(folder, steps=4, save_every=2)
-    runs.run(config, tmp_path, report=lambda _: None)
-    directory = tmp_path / "checkpoints"
-    assert sorted(p.name for p in directory.iterdir()) == ["2", "4"]
-    victim = max((directory / "4" / "model").rglob("*"), key=lambda p: p.stat().st_size if p.is_file() else 0)
+def log(workdir):
+    return [(r["step"], r["loss"], r["gradient_norm"]) for r in rows(workdir)]
+
+
+# --- a run, and what becomes of its folder ---
+
+
+@pytest.fixture(scope="module")
+def sixty(folder, tmp_path_factory):
+    """Its configuration and two folders: sixty steps, and 27, a signal, and 33 more. Four snapshots in each.
+
+    All that a state may hold is there: a histogram of training times and averages for any width.
+    """
+    method = {"method": {"times": "importance", "self_conditioning": True}}
+    config = small(folder, method, steps=60, learning_rate=1e-2, posthoc_ema=True)
+    workdir = tmp_path_factory.mktemp("sixty")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runs, "SNAPSHOTS", 4)
+        assert run(config, workdir / "a") is None
+        assert interrupted(config, workdir / "b", 27) == signal.SIGTERM
+        assert checkpoints.latest(workdir / "b" / "checkpoints")[0] == 27
+        assert run(config, workdir / "b") is None
+    return config, workdir / "a", workdir / "b"
+
+
+def test_sixty_steps_equal_27_stop_resume_33(sixty, tmp_path):
+    config, a, b = sixty
+    state, normalization = last_state(a, config)
+    assert int(state.step) == 60
+    assert_same((state, normalization), last_state(b, config))
+    assert log(a) == log(b)
+    assert [step for step, *_ in log(a)] == list(range(1, 61))
+    assert 60 < float(state.extra.mass.sum()) <= 240  # 60 steps of 4 items, the older ones faded
+    assert float(state.extra.square.sum()) > 0
+    interrupted(dataclasses.replace(config, train=dataclasses.replace(config.train, seed=1)), tmp_path, 2)
+    assert not {loss for _, loss, _ in log(tmp_path)} & {loss for _, loss, _ in log(a)}
+    other = last_state(tmp_path, config)[0].params
+    assert any((x != y).any() for x, y in zip(leaves(state.params), leaves(other), strict=True))
+
+
+def test_damaged_checkpoints_are_noticed_and_passed_over(sixty, tmp_path):
+    config, _, b = sixty
+    directory = shutil.copytree(b / "checkpoints", tmp_path / "checkpoints")
+    assert sorted(p.name for p in directory.iterdir()) == ["27", "60"]
+    victim = max((directory / "60" / "model").rglob("*"), key=lambda p: p.stat().st_size if p.is_file() else 0)
     content = bytearray(victim.read_bytes())
     content[len(content) // 2] ^= 1
     victim.write_bytes(content)
     pipeline = load(tmp_path)
-    assert pipeline.step == 2
+    assert pipeline.step == 27
     assert "damaged" in pipeline.warnings[0]
-    (directory / "2" / "manifest.json").unlink()
+    (directory / "27" / "manifest.json").unlink()
     with pytest.raises(CheckpointError, match="no usable checkpoint"):
         load(tmp_path)
     with pytest.raises(CheckpointError, match="move .* away"):
-        runs.run(config, tmp_path, report=lambda _: None)
+        run(config, tmp_path)
 
 
 def test_a_run_that_is_not_there(tmp_path):
@@ -144,90 +186,327 @@ def test_a_run_that_is_not_there(tmp_path):
         load(tmp_path / "nowhere")
 
 
-def toy_objective():
-    diffusion = {"schedule": {"kind": "cosine"}, "prediction": "v", "weight": "constant", "times": "uniform"}
-    return methods.objective(from_dict({"method": diffusion}), None)
+def test_class_change_is_refused_on_resume(folder, sixty, tmp_path):
+    shutil.copytree(sixty[1] / "checkpoints", tmp_path / "w" / "checkpoints")
+    copy = shutil.copytree(folder, tmp_path / "data")
+    shutil.rmtree(copy / "kick")
+    with pytest.raises(ConfigError, match="has classes"):
+        run(small(copy, steps=61), tmp_path / "w")
+    shutil.rmtree(copy)
+    with pytest.raises(AudioError, match="no such folder"):
+        run(small(copy, steps=61), tmp_path / "w")
 
 
-def toy(config, num_classes=2):
-    model = build_model(config, num_classes, None)
-    key = jax.random.key(0)
-    params = init_params(config, model.features, num_classes, key)
-    optimizer = make_optimizer(1e-3, 300, warmup=5)
-    return model, params, optimizer, key
+def test_averages_of_any_width_can_be_made_afterwards(sixty, tmp_path):
+    config, a, _ = sixty
+    workdir = shutil.copytree(a, tmp_path / "a")
+    assert sorted(int(p.name) for p in (workdir / "snapshots").iterdir()) == [15, 30, 45, 60]
+    profiles = last_state(workdir, config)[0].profiles
+    for width, profile in zip((0.05, 0.10), profiles, strict=True):  # a width that was kept comes back as it was
+        made = load(workdir, ema=width).params
+        for x, y in zip(leaves(made), leaves(profile), strict=True):
+            np.testing.assert_allclose(x, y, rtol=0, atol=1e-6 * max(1.0, np.abs(y).max()))
+    between = leaves(load(workdir, ema=0.07).params)
+    distance = lambda x, y: sum(float(((a - b) ** 2).sum()) for a, b in zip(x, y, strict=True))  # noqa: E731
+    ends = [leaves(profile) for profile in profiles]
+    assert 0 < distance(between, ends[0]) < distance(*ends)
+    assert 0 < distance(between, ends[1]) < distance(*ends)
+    damaged = next((workdir / "snapshots" / "30").rglob("*.json"))
+    damaged.write_text("{}")
+    assert load(workdir, ema=0.07).step == 60  # passed over
+    shutil.rmtree(workdir / "snapshots")
+    with pytest.raises(CheckpointError, match="no snapshots"):
+        load(workdir, ema=0.07)
 
 
-def toy_config(**network):
-    return from_dict({
-        "data": {"seconds": 0.032},
-        "representation": {"kind": "patches", "size": 32},
-        "normalize": {"enabled": False},
-        "network": {"kind": "wavenet", "channels": 16, "layers": 2, "embedding": 16, **network},
-    })  # fmt: skip
+# --- the step and the loop ---
+
+
+@dataclasses.dataclass(frozen=True)
+class Counted(Generate):
+    """Notes how often a program is made of it."""
+
+    traces: list = dataclasses.field(default_factory=list, compare=False)
+
+    def example(self, representation, batch, key):
+        self.traces.append(0)
+        return super().example(representation, batch, key)
 
 
 def test_three_hundred_steps_trace_once_and_learn():
-    model, params, optimizer, key = toy(toy_config())
-    traces = 0
-
-    def example(batch, key):
-        nonlocal traces
-        traces += 1
-        return model.task.example(batch, key)
-
-    step = make_train_step(model.graphdef, model.task._replace(example=example), toy_objective(), optimizer)
-    state = init_state(params, optimizer, key)
+    make = lambda rngs: WaveNet(32, channels=16, layers=2, embedding=16, num_classes=2, rngs=rngs)  # noqa: E731
+    task = Counted(classes=("low", "high"))
+    model = Model(from_nnx(make), Patches(size=32), task)
+    method = Diffusion(schedule=Cosine(), prediction="v", weight="constant", times="uniform")
     wave = np.sin(np.outer([0.1, 0.3, 0.1, 0.3], np.arange(512))).astype(np.float32) * 2
-    batch = {"wave": wave, "label": np.array([0, 1, 0, 1], np.int32)}
-    losses = []
-    for _ in range(300):
-        state, metrics = step(state, batch)
-        losses.append(metrics["loss"])
-    assert traces == 1
+    batch, losses = {"wave": wave, "label": np.array([0, 1, 0, 1], np.int32)}, []
+    state = jaxdiff.train(
+        model,
+        method,
+        iter([batch] * 300),
+        make_optimizer(1e-3, 300, warmup=5),
+        steps=300,
+        callbacks=[Every(1, lambda state, metrics: losses.append(metrics["loss"]))],
+    )
+    assert len(task.traces) == 1
+    assert len(losses) == int(state.step) == 300
     assert np.mean(losses[-30:]) < 0.7 * np.mean(losses[:10])
-    assert int(state.step) == 300
+
+
+def linear(channels):
+    """A network of two matrices, of x_t and of the estimate of x0 where one is given."""
+
+    def apply(params, x_t, t, cond, **_):
+        estimate = 0 if cond.estimate is None else cond.estimate @ params["estimate"]
+        return x_t @ params["x"] + estimate + params["bias"]
+
+    shapes = {"x": (channels, channels), "estimate": (channels, channels), "bias": (channels,)}
+    return Network(lambda key: {name: jnp.zeros(shape) for name, shape in shapes.items()}, apply)
+
+
+def test_parameters_of_weak_types_or_of_numpy_are_no_second_program_and_survive():
+    """What a step returns is of strong types: a weak one given to the first step would have it compiled again."""
+    network, batch = linear(8), {"wave": np.ones((2, 64), np.float32)}
+    shared = lambda p: {**p, "estimate": p["x"], "bias": jnp.full(8, 0.5)}  # noqa: E731
+    weak = lambda key: shared(network.init(key))  # noqa: E731
+    assert weak(None)["bias"].weak_type
+    for params in (None, weak(None), jax.device_get(weak(None))):
+        task = Counted()
+        model = Model(network._replace(init=weak), Patches(size=8), task)
+        state = jaxdiff.train(model, Diffusion(), iter([batch] * 3), steps=3, params=params)
+        assert len(task.traces) == 1
+        assert params is None or (np.asarray(params["bias"]) == 0.5).all()
+        assert (state.params["bias"] != 0.5).all()
 
 
 def test_the_average_of_the_weights_follows_its_formula():
-    model, params, optimizer, key = toy(toy_config())
-    step = make_train_step(model.graphdef, model.task, toy_objective(), optimizer, ema_decay=0.25)
-    state = init_state(params, optimizer, key)
-    batch = {"wave": np.ones((2, 512), np.float32), "label": np.zeros(2, np.int32)}
-    expected = np.asarray(jax.tree.leaves(params)[3])
+    model = Model(linear(8), Patches(size=8), Generate())
+    method, optimizer, key = Diffusion(), make_optimizer(1e-1, 300, warmup=5), jax.random.key(0)
+    params, opt_state, extra = method.init(model, model.network.init(key), optimizer, 300, key)
+    step = make_train_step(method.make_step(model, optimizer, 300), method.weights, ema_decay=0.25)
+    state = init_state(params, params, opt_state, key, extra=extra)
+    batch = {"wave": np.ones((2, 64), np.float32), "label": np.full(2, -1, np.int32)}
+    expected = np.asarray(params["x"])
     for k in range(5):
         state, _ = step(state, batch)
         decay = min(0.25, (1 + k) / (10 + k))
-        expected = decay * expected + (1 - decay) * np.asarray(jax.tree.leaves(state.params)[3])
-        np.testing.assert_allclose(jax.tree.leaves(state.ema_params)[3], expected, rtol=1e-5, atol=1e-7)
+        expected = decay * expected + (1 - decay) * np.asarray(state.params["x"])
+        np.testing.assert_allclose(state.average["x"], expected, rtol=1e-5, atol=1e-7)
+    assert np.abs(expected).max() > 0.1
 
 
 def test_a_loss_that_is_not_finite_stops_training_and_keeps_the_last_checkpoint(tmp_path):
     saved = []
-    hooks = Hooks(save=lambda state: saved.append(state), sample=lambda state: None)
-    state = init_state({}, optax.sgd(0.1), jax.random.key(0))
+    state = init_state({}, {}, (), jax.random.key(0))
     step = lambda state, batch: (state._replace(step=state.step + 1), {"loss": batch})  # noqa: E731
     losses = iter([jnp.float32(x) for x in (1.0, 0.9, float("nan"), 0.8)])
     with pytest.raises(TrainingError, match="the loss is nan at step 3"):
-        train(step, state, losses, hooks, steps=4, seconds_per_step=1, log_path=tmp_path / "l", log_every=1)
-    assert not saved
+        loop(step, state, losses, saved.append, steps=4, log_path=tmp_path / "l", log_every=1, save_every=2)
+    assert [int(state.step) for state in saved] == [2]
 
 
-def test_class_change_is_refused_on_resume(folder, tmp_path):
-    copy = tmp_path / "data"
-    shutil.copytree(folder, copy)
-    config = small(copy, steps=1)
-    runs.run(config, tmp_path / "w", report=lambda _: None)
-    shutil.rmtree(copy / "kick")
-    with pytest.raises(ConfigError, match="has classes"):
-        runs.run(small(copy, steps=2), tmp_path / "w", report=lambda _: None)
-    shutil.rmtree(copy)
-    with pytest.raises(AudioError, match="no such folder"):
-        runs.run(small(copy, steps=2), tmp_path / "w", report=lambda _: None)
+# --- methods ---
+
+
+@pytest.fixture
+def small_discriminators(monkeypatch):
+    """One of a kind: compiling many is most of the time of the tests that use them."""
+    monkeypatch.setattr(discriminators, "PERIODS", (2,))
+    monkeypatch.setattr(adversarial, "RESOLUTIONS", ((256, 64),))
+
+
+def resumed(config, workdir, step, copy):
+    """A run that goes on from the checkpoint of a step of another run."""
+    shutil.copytree(workdir / "checkpoints" / str(step), copy / "checkpoints" / str(step))
+    assert run(config, copy) is None
+    return copy
+
+
+def test_a_vocoder_trains_against_discriminators_and_resumes_bit_for_bit(folder, tmp_path, small_discriminators):
+    tiny = {"data.path": str(folder), "data.seconds": "0.128", "task.n_fft": "256", "task.hop_length": "64",
+            "task.n_mels": "20", "representation.n_fft": "256", "representation.hop_length": "64",
+            "network.width": "16", "network.depth": "1", "method.begin": "0.5", "method.segment": "0.1",
+            "method.period_width": "1", "method.spectral_width": "2", "method.mel_weight": "0", "train.steps": "8",
+            "train.batch": "2", "train.sample_every": "0", "train.save_every": "6", "train.log_every": "1"}  # fmt: skip
+    config = configuration.load_config(CONFIGS / "gan_vocoder.yaml", tiny)
+    run(config, tmp_path / "a")
+    resumed(config, tmp_path / "a", 6, tmp_path / "b")
+    assert_same(*(last_state(tmp_path / name, config, ()) for name in "ab"))
+    logged = rows(tmp_path / "a")
+    assert [row["discriminator"] > 0 for row in logged] == [False] * 4 + [True] * 4
+    assert [row["loss"] > row["distance"] for row in logged] == [False] * 4 + [True] * 4
+    sound = 0.1 * np.random.default_rng(0).standard_normal((2, 2000)).astype(np.float32)
+    (wave,) = load(tmp_path / "a")(sound, sr=16_000, seed=3).waves
+    assert wave.shape == sound.shape
+    assert np.isfinite(wave).all() and wave.std() > 0
+
+
+@pytest.fixture(scope="module")
+def few(folder, tmp_path_factory):
+    """A run of method shortcut and its configuration."""
+    method = {"kind": "shortcut", "begin": 0.5, "every": 2, "levels": 3}
+    config = small(folder, PATCHES | TRANSFORMER | {"method": method}, steps=60, learning_rate=1e-2)
+    workdir = tmp_path_factory.mktemp("few")
+    run(config, workdir)
+    return config, workdir
+
+
+class Volume(nnx.Module):
+    """A discriminator that knows one number; compiling real ones is half the time."""
+
+    def __init__(self, resolutions, *, period_width, spectral_width, rngs):
+        self.gain = nnx.Param(jnp.ones(()))
+
+    def __call__(self, wave, magnitudes):
+        return [Judgement(self.gain[...] * wave**2, (wave,))]
+
+
+def test_a_few_step_model_is_trained_further_from_its_run(few, tmp_path, monkeypatch):
+    monkeypatch.setattr(adversarial, "Discriminators", Volume)
+    shortcut, workdir = few
+    game = {"kind": "adversarial", "jumps": True, "steps": 2, "begin": 0.0}
+    game |= {"x0_weight": 1.0, "stft_weight": 0.0, "mel_weight": 0.0}  # what takes no time to compile
+    tree = {**to_dict(shortcut), "method": game}
+    tree["train"] |= {"steps": 1, "learning_rate": 1e-30, "init": str(workdir)}
+    config = from_dict(tree)
+    run(config, tmp_path / "game")
+    before, after = load(workdir), load(tmp_path / "game")
+    made, expected = (np.stack(output.waves) for output in (after(count=2), before(count=2, steps=2)))
+    assert max_relative(made, expected) <= 1e-5
+    with pytest.raises(ConfigError, match=r"method shortcut has other weights than method adversarial; .*method.jumps"):
+        run(from_dict({**to_dict(config), "method": {**game, "jumps": False}}), tmp_path / "x")
+    with pytest.raises(ConfigError, match="was trained with network .*'width': 16.*, here it is .*'width': 32"):
+        run(from_dict({**to_dict(config), "network": {**TRANSFORMER["network"], "width": 32}}), tmp_path / "y")
+
+
+METHODS = {
+    "importance": None,  # the run of `sixty`
+    "edm": {
+        "prediction": "edm",
+        "schedule": {"kind": "edm"},
+        "times": "lognormal",
+        "times_mean": -1.2,
+        "weight": "edm",
+    },
+    "shortcut": None,  # the run of `few`
+    "regression": {"kind": "regression"},
+    "autoregression": {"kind": "autoregression", "output": "mu_law"},
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_learns_and_samples(folder, request, tmp_path, name):
+    parts = {"method": METHODS[name]}
+    if name == "autoregression":
+        parts |= {"network": {"kind": "causal_wavenet", "channels": 8, "layers": 3}, "normalize": {"enabled": False}}
+        parts |= {"representation": {"kind": "patches", "size": 1}, "data": {"crop": "start", "seconds": 0.064}}
+    if METHODS[name] is None:
+        config, workdir, *_ = request.getfixturevalue("sixty" if name == "importance" else "few")
+    else:
+        config, workdir = small(folder, parts, steps=60, learning_rate=1e-2), tmp_path
+        run(config, workdir)
+    losses = [loss for _, loss, _ in log(workdir)]
+    assert np.mean(losses[-15:]) < 0.95 * np.mean(losses[:15])
+    pipeline, method = load(workdir), type(config.method).__name__
+    if "steps" in config.method.knobs:
+        waves = pipeline(count=2, steps=3).waves
+    else:
+        with pytest.raises(ConfigError, match=f"steps: method {method} has no such option"):
+            pipeline(count=2, steps=3)
+        waves = pipeline(count=2).waves
+    assert np.isfinite(waves).all() and np.std(waves) > 0
+
+
+def test_the_auxiliary_loss_is_added():
+    """The first losses of trainings that differ in its weight alone, of one program."""
+    model, key = Model(linear(64), Patches(size=64), Generate()), jax.random.key(0)
+    batch = {"wave": 0.1 * jax.random.normal(key, (2, 4096)), "label": jnp.full(2, -1)}
+    params, optimizer = model.network.init(key), make_optimizer(1e-3, 10)
+    state = init_state(params, params, optimizer.init(params), key)
+
+    auxiliaries: list[tuple[AuxiliaryName, float]] = [("none", 1), ("mel", 0), ("mel", 2)]
+
+    @jax.jit
+    def losses(state):
+        methods = [Diffusion(auxiliary=name, auxiliary_weight=w) for name, w in auxiliaries]
+        return [method.make_step(model, optimizer, 10)(state, batch, key)[1] for method in methods]
+
+    none, nothing, twice = jax.device_get(losses(state))
+    assert "auxiliary" not in none and nothing["auxiliary"] == 0
+    assert nothing["loss"] == pytest.approx(none["loss"], rel=1e-6)
+    assert twice["auxiliary"] > 0
+    assert twice["loss"] == pytest.approx(none["loss"] + twice["auxiliary"], rel=1e-5)
+
+
+# --- parts of one's own ---
+
+
+@dataclasses.dataclass(frozen=True)
+class Restore(Task):
+    """Known: a sound that something happened to. Made: its partner, what it was before."""
+
+    inputs = ("target",)
+    needs_sound = True
+
+    def example(self, representation, batch, key):
+        return Example(representation.encode(self.leveled(batch["target"])), self.given(representation, batch))
+
+    def given(self, representation, batch, request=None):
+        return Given(start=representation.encode(batch["wave"]))
+
+
+def test_a_bridge_of_ones_own_task_trains_resumes_and_samples(tmp_path):
+    """Sounds and their targets, -2 times as loud: what is learned is a matrix, and the sound that is made exact."""
+    rng, rate = np.random.default_rng(0), 8000
+    for i in range(6):
+        wave = rng.uniform(-0.4, 0.4, 1500 + 100 * i).astype(np.float32)
+        for name, factor in (("wave", 1), ("target", -2)):
+            (tmp_path / name / "all").mkdir(parents=True, exist_ok=True)
+            write_audio(tmp_path / name / "all" / f"{i}.wav", factor * wave, rate)
+    corpus, target = (open_corpus(str(tmp_path / name)) for name in ("wave", "target"))
+    crop, further = Crop(512, rate), Further(paired={"target": target})
+    read = lambda start: batches(corpus, crop, 4, seed=1, start=start, memory=1e6, further=further)  # noqa: E731
+    model, method = Model(linear(4), Patches(rate, size=4), Restore()), Bridge()
+    train = lambda name, *callbacks: jaxdiff.train(  # noqa: E731
+        model,
+        method,
+        read,
+        optax.adam(optax.cosine_decay_schedule(0.2, 90)),
+        steps=90,
+        ema_decay=0.5,
+        workdir=tmp_path / name,
+        callbacks=callbacks,
+    )
+    stop = Every(50, lambda state, metrics: os.kill(os.getpid(), signal.SIGTERM))
+    whole, part = train("a"), train("b", stop)
+    assert (int(whole.step), int(part.step)) == (90, 50)
+    assert_same(whole, train("b"))
+    assert_same(whole, train("b"))  # and a finished training is what it was
+
+    for pipeline in (Pipeline(model, method, whole.average), load(tmp_path / "a", model=model, method=method)):
+        sound = rng.uniform(-0.4, 0.4, (2, 1111)).astype(np.float32)
+        (made,) = pipeline(sound, sr=rate, steps=4).waves
+        assert max_relative(made, -2 * sound) <= 0.02
+    assert (pipeline.step, pipeline.seconds) == (90, 512 / rate)
+    with pytest.raises(CheckpointError, match="parts of its own; give load"):
+        load(tmp_path / "a")
+    with pytest.raises(ConfigError, match="works on a sound"):
+        pipeline(count=2)
+    with pytest.raises(ValueError, match="method bridge needs a task that gives a start"):
+        jaxdiff.train(model._replace(task=Generate()), method, read, steps=1)
+
+
+def test_parts_that_do_not_fit_are_refused_before_any_step():
+    model = Model(linear(9), jaxdiff.features.LogMel(n_fft=64, hop_length=16, n_mels=9), Generate())
+    with pytest.raises(ValueError, match="auxiliary stft needs a representation that decodes exactly, got LogMel"):
+        jaxdiff.train(model, Regression(auxiliary="stft"), iter([]), steps=1)
+
+
+# --- the configurations that ship ---
 
 
 @pytest.mark.parametrize("name", ["quickstart", "one_shots", "few_step", "diffwave", "wavenet", "lstm_baseline"])
-def test_shipped_configurations_train_and_generate_in_two_tiny_steps(name, folder, tmp_path):
-    path = configuration.Path(__file__).parent.parent / "configs" / f"{name}.yaml"
+def test_shipped_configurations_train_and_make_sound_in_two_tiny_steps(name, folder, tmp_path):
     tiny = {"data.path": str(folder), "train.steps": "2", "train.batch": "2", "train.sample_every": "0",
             "normalize.crops": "16", "sampling.steps": "2"}  # fmt: skip
     if name in ("few_step", "wavenet", "lstm_baseline"):
@@ -235,135 +514,19 @@ def test_shipped_configurations_train_and_generate_in_two_tiny_steps(name, folde
         tiny |= {"data.seconds": "0.128"}
     if name == "diffwave":
         tiny |= {"network.layers": "3", "network.channels": "8", "data.seconds": "0.0928798"}
-    runs.run(configuration.load_config(path, tiny), tmp_path, report=lambda _: None)
-    wave = load(tmp_path).generate(count=2, seed=3)
+    run(configuration.load_config(CONFIGS / f"{name}.yaml", tiny), tmp_path)
+    pipeline = load(tmp_path)
+    if pipeline.model.task.needs_sound:
+        sound = np.sin(0.3 * np.arange(3000, dtype=np.float32))
+        waves = pipeline([sound, sound[:1000]], sr=pipeline.sample_rate, seed=3).waves
+        assert [len(wave) for wave in waves] == [3000, 1000]
+    else:
+        waves = pipeline(count=2, seed=3).waves
+    wave = np.concatenate(waves)
     assert np.isfinite(wave).all()
     assert wave.std() > 0
 
 
-def one_small_discriminator_of_a_kind(monkeypatch):
-    """Compiling many is most of the time of these tests."""
-    monkeypatch.setattr(discriminators, "PERIODS", (2,))
-    monkeypatch.setattr(adversarial, "RESOLUTIONS", ((256, 64),))
-
-
-def test_a_vocoder_trains_against_discriminators_and_resumes_bit_for_bit(folder, tmp_path, monkeypatch):
-    one_small_discriminator_of_a_kind(monkeypatch)
-    path = configuration.Path(__file__).parent.parent / "configs" / "gan_vocoder.yaml"
-    tiny = {"data.path": str(folder), "data.seconds": "0.128", "task.n_fft": "256", "task.hop_length": "64",
-            "task.n_mels": "20", "representation.n_fft": "256", "representation.hop_length": "64",
-            "network.width": "16", "network.depth": "1", "method.begin": "0.5", "method.segment": "0.1",
-            "method.period_width": "1", "method.spectral_width": "2", "method.mel_weight": "0", "train.steps": "8",
-            "train.batch": "2", "train.sample_every": "0", "train.log_every": "1"}  # fmt: skip
-    config = configuration.load_config(path, tiny)
-    runs.run(config, tmp_path / "a", report=lambda _: None)
-    with monkeypatch.context() as patch:
-        Interrupt(patch, 6)
-        assert runs.run(config, tmp_path / "b", report=lambda _: None) == 15
-    runs.run(config, tmp_path / "b", report=lambda _: None)
-    first, second = (last_state(tmp_path / name, config, 0)[0] for name in "ab")
-    assert all((x == y).all() for x, y in zip(leaves(first), leaves(second), strict=True))
-    rows = [json.loads(line) for line in (tmp_path / "a" / "log.jsonl").read_text().splitlines()]
-    assert [row["discriminator"] > 0 for row in rows] == [False] * 4 + [True] * 4
-    assert [row["loss"] > row["distance"] for row in rows] == [False] * 4 + [True] * 4
-    wave = load(tmp_path / "a").generate(count=2, seed=3)
-    assert np.isfinite(wave).all() and wave.std() > 0
-
-
-def test_a_few_step_model_is_trained_further_from_its_run(folder, tmp_path, monkeypatch):
-    one_small_discriminator_of_a_kind(monkeypatch)
-    network = {"kind": "transformer", "width": 16, "depth": 1, "heads": 2}
-    tree = {**to_dict(small(folder, steps=2)), "network": network, "representation": {"kind": "patches", "size": 64}}
-    shortcut = from_dict({**tree, "method": {"kind": "shortcut", "begin": 0.0, "levels": 2}})
-    runs.run(shortcut, tmp_path / "few", report=lambda _: None)
-    game = {"kind": "adversarial", "jumps": True, "steps": 2, "begin": 0.0, "period_width": 1, "spectral_width": 2}
-    game |= {"x0_weight": 1.0, "stft_weight": 0.0, "mel_weight": 0.0}  # what takes no time to compile
-    train = {**tree["train"], "steps": 1, "learning_rate": 1e-30, "init": str(tmp_path / "few")}
-    config = from_dict({**tree, "method": game, "train": train})
-    runs.run(config, tmp_path / "game", report=lambda _: None)
-    before, after = load(tmp_path / "few"), load(tmp_path / "game")
-    assert max_relative(after.generate(count=2), before.generate(count=2, steps=2)) <= 1e-5
-    with pytest.raises(ConfigError, match=r"method shortcut has other weights than method adversarial; .*method.jumps"):
-        runs.run(from_dict({**to_dict(config), "method": {**game, "jumps": False}}), tmp_path / "x", report=print)
-    with pytest.raises(ConfigError, match="was trained with network .*width=16.*, here it is .*width=32"):
-        runs.run(from_dict({**to_dict(config), "network": {**network, "width": 32}}), tmp_path / "y", report=print)
-
-
 def test_diffwave_configuration_is_base():
-    config = configuration.load_config(configuration.Path(__file__).parent.parent / "configs" / "diffwave.yaml")
-    assert count_params(abstract_params(config, 1, 0)) == 2_637_305
-
-
-@pytest.mark.parametrize(
-    "method",
-    [
-        {"times": "importance"},
-        {"self_conditioning": True},
-        {"prediction": "edm", "schedule": {"kind": "edm"}, "times": "lognormal", "times_mean": -1.2, "weight": "edm"},
-        {"kind": "shortcut", "begin": 0.5, "every": 2, "levels": 3},
-        {"kind": "regression"},
-        {"kind": "autoregression", "output": "mu_law"},
-    ],
-    ids=lambda d: next(iter(d)) + str(next(iter(d.values()))),
-)
-def test_every_objective_trains_resumes_and_samples(folder, tmp_path, monkeypatch, method):
-    network = {
-        "shortcut": {"network": {"kind": "transformer", "width": 16, "depth": 1, "heads": 2}},
-        "autoregression": {
-            "network": {"kind": "causal_wavenet", "channels": 8, "layers": 3},
-            "representation": {"kind": "patches", "size": 1},
-            "normalize": {"enabled": False},
-        },
-    }.get(method.get("kind"), {})
-    config = from_dict({**to_dict(small(folder, steps=60, learning_rate=1e-2)), "method": method, **network})
-    runs.run(config, tmp_path / "a", report=lambda _: None)
-    if method.get("times") == "importance":  # its histogram is part of the state
-        with monkeypatch.context() as patch:
-            Interrupt(patch, 7)
-            assert runs.run(config, tmp_path / "b", report=lambda _: None) == 15
-        runs.run(config, tmp_path / "b", report=lambda _: None)
-        assert log(tmp_path / "a") == log(tmp_path / "b")
-        histogram = last_state(tmp_path / "a", config)[0].histogram
-        assert 60 < float(histogram.mass.sum()) <= 240  # 60 steps of 4 items, the older ones faded
-        assert float(histogram.square.sum()) > 0
-    losses = [loss for _, loss, _ in log(tmp_path / "a")]
-    assert np.mean(losses[-15:]) < 0.95 * np.mean(losses[:15])
-    pipeline = load(tmp_path / "a")
-    if "steps" not in methods.OPTIONS[config.method.kind]:
-        with pytest.raises(ConfigError, match=f"steps 3: a model of method {config.method.kind} has none"):
-            pipeline.generate(count=2, steps=3)
-        assert np.isfinite(pipeline.generate(count=2)).all()
-    else:
-        assert np.isfinite(pipeline.generate(count=2, steps=3)).all()
-
-
-def test_the_auxiliary_loss_is_added(folder, tmp_path):
-    tree = to_dict(small(folder, steps=3)) | {"representation": {"kind": "patches", "size": 64}}
-    for name, weight in (("a", 0.0), ("b", 2.0)):
-        extra = {"method": {"auxiliary": "mel", "auxiliary_weight": weight}}
-        runs.run(from_dict(tree | extra), tmp_path / name, report=lambda _: None)
-    rows = [json.loads((tmp_path / n / "log.jsonl").read_text().splitlines()[0]) for n in "ab"]
-    assert rows[0]["auxiliary"] == 0
-    assert rows[1]["auxiliary"] > 0
-    assert rows[1]["loss"] == pytest.approx(rows[0]["loss"] + rows[1]["auxiliary"], rel=1e-5)
-
-
-def test_averages_of_any_width_can_be_made_afterwards(folder, tmp_path):
-    config = small(folder, steps=16, posthoc_ema=True)
-    runs.run(config, tmp_path, report=lambda _: None)
-    averages = last_state(tmp_path, config)[0].averages
-    for width, average in zip((0.05, 0.10), averages, strict=True):  # a width that was kept comes back as it was
-        made = load(tmp_path, ema=width).params
-        for a, b in zip(leaves(made), leaves(average), strict=True):
-            np.testing.assert_allclose(a, b, rtol=0, atol=1e-6 * max(1.0, np.abs(b).max()))
-    between = leaves(load(tmp_path, ema=0.07).params)
-    distance = lambda x, y: sum(float(((a - b) ** 2).sum()) for a, b in zip(x, y, strict=True))  # noqa: E731
-    ends = [leaves(a) for a in averages]
-    assert 0 < distance(between, ends[0]) < distance(*ends)
-    assert 0 < distance(between, ends[1]) < distance(*ends)
-    damaged = next((tmp_path / "snapshots" / "8").rglob("*.json"))
-    damaged.write_text("{}")
-    assert load(tmp_path, ema=0.07).step == 16  # passed over
-    runs.run(small(folder, steps=2), tmp_path / "other", report=lambda _: None)
-    with pytest.raises(CheckpointError, match="no snapshots"):
-        load(tmp_path / "other", ema=0.07)
+    config = configuration.load_config(CONFIGS / "diffwave.yaml")
+    assert count_params(configuration.model(config, (), None).network.shapes()) == 2_637_305

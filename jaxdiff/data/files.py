@@ -8,7 +8,7 @@ beside the target that is renamed when complete: a reader never sees half a file
 import contextlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -17,7 +17,7 @@ import numpy as np
 import soundfile
 import soxr
 
-Channels = Literal["mix", "left", "right"] | int
+Channels = Literal["mix", "left", "right", "all"] | int
 
 MAX_SAMPLE_RATE = 768_000
 MAX_CHANNELS = 64
@@ -87,11 +87,12 @@ def read_audio(
     offset: float = 0.0,
     seconds: float | None = None,
 ) -> np.ndarray:
-    """One channel of a sound file, float32 in [-1, 1], resampled to `sample_rate` Hz (None keeps the file's).
+    """A sound file [samples], float32 in [-1, 1], resampled to `sample_rate` Hz (None keeps the file's).
 
-    `channels` mixes down ("mix", the mean) or selects one ("left", "right", an index). `offset` and `seconds` read a
-    part; a file that ends earlier gives what it has. Raises AudioError for anything `audio_info` refuses, a channel the
-    file lacks, samples that are not finite, and data shorter than the header promises.
+    `channels` mixes down ("mix", the mean), selects one ("left", "right", an index) or gives "all" [channels, samples].
+    `offset` and `seconds` read a part; a file that ends earlier gives what it has. Raises AudioError for anything
+    `audio_info` refuses, a channel the file lacks, samples that are not finite, and data shorter than the header
+    promises.
     """
     info = audio_info(path)
     start = min(round(offset * info.sample_rate), info.samples)
@@ -102,18 +103,38 @@ def read_audio(
         raise AudioError(f"{path}: damaged ({error.error_string})") from None
     if len(y) < count:
         raise AudioError(f"{path}: truncated, {count} samples promised and {len(y)} read")
-    y = _select(y, channels, path)
+    y = y.T if channels == "all" else _select(y, channels, path)
     if not np.isfinite(y).all():
         raise AudioError(f"{path}: holds samples that are not finite numbers")
-    if sample_rate is not None and sample_rate != info.sample_rate:
-        y = soxr.resample(y, info.sample_rate, sample_rate, "HQ")
+    return resample(y, info.sample_rate, info.sample_rate if sample_rate is None else sample_rate)
+
+
+def resample(y: np.ndarray, source: float, target: float) -> np.ndarray:
+    """`y` [..., samples] of `source` Hz at `target` Hz, by soxr's high quality; float32."""
+    if source != target:
+        y = np.stack([soxr.resample(row, source, target, "HQ") for row in y.reshape(-1, y.shape[-1])]).reshape(
+            *y.shape[:-1], -1
+        )
     return np.ascontiguousarray(y, np.float32)
+
+
+def sound_files(paths: Sequence[Path]) -> list[Path]:
+    """The files, and the sound files in the folders, of `paths`; checked by their headers before any work."""
+    found = []
+    for path in map(Path, paths):
+        inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in EXTENSIONS) if path.is_dir() else [path]
+        if not inside:
+            raise AudioError(f"{path}: holds no sound files")
+        found += inside
+    for path in found:
+        audio_info(path)
+    return found
 
 
 def _select(y: np.ndarray, channels: Channels, path: Path) -> np.ndarray:
     if channels == "mix":
         return y.mean(axis=1)
-    index = {"left": 0, "right": 1}.get(channels, channels)
+    index = {"left": 0, "right": 1}[channels] if isinstance(channels, str) else channels
     if not 0 <= index < y.shape[1]:
         raise AudioError(f"{path}: has {y.shape[1]} channels, channel {channels!r} was asked for; use 'mix'")
     return y[:, index]

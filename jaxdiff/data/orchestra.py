@@ -116,10 +116,10 @@ def string(rng: Generator) -> np.ndarray:
     average = np.convolve([0.5, 0.5], [1 - part, part]) * loop
     burst = np.zeros(len(_T))
     burst[: whole + 1] = rng.uniform(-1, 1, whole + 1)
-    burst = lfilter([rng.uniform(0.3, 0.9)], [1, -0.5], burst)
+    burst = np.asarray(lfilter([rng.uniform(0.3, 0.9)], [1, -0.5], burst))
     pluck = max(1, int(whole * rng.uniform(0.1, 0.4)))  # its position mutes harmonics
     burst[pluck:] -= 0.9 * burst[:-pluck].copy()
-    return lfilter([1.0], np.concatenate([[1.0], np.zeros(whole - 1), -average]), burst)
+    return np.asarray(lfilter([1.0], np.concatenate([[1.0], np.zeros(whole - 1), -average]), burst))
 
 
 def tom(rng: Generator) -> np.ndarray:

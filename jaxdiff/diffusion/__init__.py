@@ -1,5 +1,7 @@
 """Diffusion: schedules, predictions, objectives and samplers. Knows no audio, no Flax and no files."""
 
+from .bridges import BRIDGE_SAMPLERS as BRIDGE_SAMPLERS
+from .bridges import BRIDGES as BRIDGES
 from .bridges import Bridge as Bridge
 from .bridges import BridgeSampler as BridgeSampler
 from .bridges import FlowBridge as FlowBridge
@@ -61,7 +63,7 @@ from .predictions import target as target
 from .predictions import to_eps as to_eps
 from .predictions import to_x0 as to_x0
 from .samplers import SAMPLERS as SAMPLERS
-from .samplers import Method as Method
+from .samplers import NamedSampler as NamedSampler
 from .samplers import Sampler as Sampler
 from .samplers import adams_bashforth as adams_bashforth
 from .samplers import ancestral as ancestral
@@ -80,6 +82,7 @@ from .samplers import rk4 as rk4
 from .samplers import stochastic_flow as stochastic_flow
 from .samplers import unipc as unipc
 from .schedules import EDM as EDM
+from .schedules import SCHEDULES as SCHEDULES
 from .schedules import VE as VE
 from .schedules import VP as VP
 from .schedules import Cosine as Cosine
@@ -89,15 +92,14 @@ from .schedules import Schedule as Schedule
 from .schedules import Sigmoid as Sigmoid
 from .schedules import logsnr as logsnr
 from .schedules import prior_scale as prior_scale
-from .search import grid_error as grid_error
-from .search import search_grid as search_grid
+from .search import search_times as search_times
+from .search import times_error as times_error
 from .times import Spacing as Spacing
+from .times import spaced_times as spaced_times
 from .times import time_at_logsnr as time_at_logsnr
-from .times import time_grid as time_grid
 from .weights import Weight as Weight
 from .weights import edm_weight as edm_weight
 from .weights import min_snr_weight as min_snr_weight
 from .weights import sigmoid_weight as sigmoid_weight
 from .weights import snr_weight as snr_weight
 from .weights import velocity_weight as velocity_weight
-from .weights import weight_for as weight_for

@@ -2,21 +2,26 @@
 
     x_t = w_x(t) x0 + w_y(t) y + std(t) z,      z ~ N(0, I)
 
-A Schroedinger bridge is a diffusion dx = f x dt + g dw pinned at x0 and y. With alpha = exp(int_0^t f), the clock
-V(t) = int_0^t g^2 / alpha^2 and its share p = V(t) / V(1),
+A Schroedinger bridge is a diffusion dx = f x dt + g dw pinned at x0 and y. Its scale a = exp(int_0^t f), its clock
+V(t) = int_0^t g^2 / a^2 and the clock's share p = V(t) / V(1) give
 
-    w_x = alpha (1 - p),      w_y = alpha / alpha(1) p,      std^2 = alpha^2 V(1) p (1 - p)
+    w_x = a (1 - p),      w_y = a / a(1) p,      std^2 = a^2 V(1) p (1 - p)
 
 (Chen et al. 2023, "Schrodinger bridges beat diffusion models on text-to-speech synthesis"; for speech enhancement Jukic
 et al. 2024). Flow matching from a data-dependent start has straight weights. The network predicts x0.
 
-From t to an earlier u every sampler here takes the first-order step in which x0_hat is held constant,
+A bridge is a schedule too, for spaced times, log-SNR and log-normal times: alpha = w_x, and sigma^2 = w_y^2 + std^2 is
+what of x_t is not x0, for y of unit variance. Its (sigma / alpha)^2 = q^2 / a(1)^2 + V(1) q rises with q = p / (1 - p)
+from 0 to infinity, so that log-SNR falls all the way.
+
+Every sampler here takes the first-order step from t to an earlier u in which x0_hat is held constant,
 
     x_u = r x_t + (w_x(u) - r w_x(t)) x0_hat + (w_y(u) - r w_y(t)) y + fresh z,      r^2 std(t)^2 + fresh^2 = std(u)^2
 
 and they differ in how much of the noise is fresh (Zheng et al. 2024, "Diffusion bridge implicit models").
 """
 
+import abc
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,16 +34,33 @@ from jaxtyping import Array, Float, Key, PRNGKeyArray
 from .denoisers import Denoiser
 from .objectives import SampleTimes, uniform_times
 from .predictions import spread
+from .samplers import NamedSampler
 from .samplers.stepping import draw
+from .schedules import Schedule
 
 Weights = tuple[Float[Array, "*time"], Float[Array, "*time"], Float[Array, "*time"]]
 
 
 @runtime_checkable
-class Bridge(Protocol):
+class Bridge(Schedule, Protocol):
     """`marginal(t) -> (w_x, w_y, std)` for any array of times; (1, 0, 0) at t = 0, and (0, 1, std(1)) at t = 1."""
 
     def marginal(self, t: Array) -> Weights: ...
+
+
+class _Marginal(abc.ABC):
+    """A bridge whose levels as a schedule follow from its marginal."""
+
+    @abc.abstractmethod
+    def marginal(self, t: Array) -> Weights:
+        """w_x, w_y and std."""
+
+    def alpha(self, t: Array) -> Array:
+        return self.marginal(t)[0]
+
+    def sigma(self, t: Array) -> Array:
+        _, w_y, std = self.marginal(t)
+        return jnp.hypot(w_y, std)
 
 
 def _share(growth: float, progress: Array) -> tuple[Array, Array]:
@@ -49,7 +71,7 @@ def _share(growth: float, progress: Array) -> tuple[Array, Array]:
 
 
 @dataclass(frozen=True)
-class VEBridge:
+class VEBridge(_Marginal):
     """f = 0, g^2 = c k^(2t): variance exploding; the defaults are those of Jukic et al. 2024.
 
     >>> [float(w) for w in VEBridge().marginal(jnp.array(1.0))]
@@ -66,7 +88,7 @@ class VEBridge:
 
 
 @dataclass(frozen=True)
-class VPBridge:
+class VPBridge(_Marginal):
     """f = -beta / 2, g^2 = c beta, beta linear from `beta_min` to `beta_max`; the defaults of Jukic et al. 2024.
 
     >>> [float(w) for w in VPBridge().marginal(jnp.array(0.0))]
@@ -82,22 +104,28 @@ class VPBridge:
         bend = (self.beta_max - self.beta_min) / (2 * growth)
         progress = t * (1 - bend * (1 - t))
         p, q = _share(growth, progress)
-        alpha = jnp.exp(-growth / 2 * progress)
-        std = math.sqrt(self.c * math.expm1(growth)) * alpha * jnp.sqrt(p * q)
-        return alpha * q, jnp.exp(growth / 2 * (1 - progress)) * p, std
+        scale = jnp.exp(-growth / 2 * progress)
+        std = math.sqrt(self.c * math.expm1(growth)) * scale * jnp.sqrt(p * q)
+        return scale * q, jnp.exp(growth / 2 * (1 - progress)) * p, std
 
 
 @dataclass(frozen=True)
-class FlowBridge:
-    """w_x = 1 - t, w_y = t, std = sigma t: flow matching that starts from y + sigma z (Liu et al. 2022 at sigma = 0).
+class FlowBridge(_Marginal):
+    """w_x = 1 - t, w_y = t, std = noise_std t: flow matching from y + noise_std z to x0 (Liu et al. 2022 at 0).
 
-    With sigma above 0 noise shrinks as the mean slides from y to x0 (Lee et al. 2025, FlowSE).
+    Noise shrinks as the mean slides from y to x0 where `noise_std` is above 0 (Lee et al. 2025, FlowSE).
+
+    >>> float(FlowBridge(0.75).sigma(jnp.array(0.5)))
+    0.625
     """
 
-    sigma: float = 0.0
+    noise_std: float = 0.0
 
     def marginal(self, t: Float[Array, "*time"]) -> Weights:
-        return 1 - t, t, self.sigma * t
+        return 1 - t, t, self.noise_std * t
+
+
+BRIDGES: dict[str, type[Bridge]] = {"ve": VEBridge, "vp": VPBridge, "flow": FlowBridge}
 
 
 def bridge_denoiser(network: Callable, cond) -> Denoiser:
@@ -114,7 +142,7 @@ def bridge_loss(
     key: PRNGKeyArray,
     *,
     sample_t: SampleTimes = uniform_times,
-    auxiliary: Callable[[Array, Array], Array] | None = None,
+    auxiliary: Callable | None = None,
     auxiliary_weight: float = 1.0,
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
     """Mean of |network(x_t, t, cond) - x0|^2 (Jukic et al. 2024, data prediction), averaged over elements; and metrics.
@@ -187,3 +215,10 @@ def bridge_ode(denoiser: Denoiser, bridge: Bridge, y: Array, times: Array, key: 
     which for a Gaussian x0 given y is its mean.
     """
     return _implicit(0.0, 0.0)(denoiser, bridge, y, times, key)
+
+
+BRIDGE_SAMPLERS: dict[str, NamedSampler] = {
+    "bridge_sde": NamedSampler(bridge_sde, 1, 1, False),
+    "bridge_ode": NamedSampler(bridge_ode, 1, 1, True),
+    "dbim": NamedSampler(dbim(), 1, 1, False),
+}

@@ -17,7 +17,7 @@ from .schedules import Schedule
 class Denoiser(Protocol):
     """`x_t` [batch, ...] and a scalar time `t` to the estimate of x0, shaped like `x_t`."""
 
-    def __call__(self, x_t: Array, t: Array) -> Array: ...
+    def __call__(self, x_t: Array, t: Array, /) -> Array: ...
 
 
 def denoiser(

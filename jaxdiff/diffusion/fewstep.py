@@ -1,6 +1,6 @@
 """Few steps without distillation: a network of two times that jumps along the probability-flow ODE, and reflow.
 
-In the noise share s = sigma / (alpha + sigma) and z = x_t / (alpha + sigma) (samplers.py) the jump from t to r <= t is
+The jump from t to r <= t is, in the noise share s = sigma / (alpha + sigma) and z = x_t / (alpha + sigma) (samplers),
 
     z_r = X + (s_r / s_t) (z_t - X),      X = network(x_t, t, cond, r=r)
 
@@ -10,7 +10,7 @@ data alone: most items are ordinary ones with r = t, the others must match two j
 
     X(x_t, t, r) = (s_t (s_m - s_r) X(x_m, m, r) + s_r (s_t - s_m) X(x_t, t, m)) / (s_m (s_t - s_r))
 
-an average with positive weights. Unlike MeanFlow it needs no derivative of the network and has no noise in its goal.
+an average with positive weights. MeanFlow needs a derivative of the network and has noise in its goal, this neither.
 Reflow (Liu et al. 2022, section 2.2) trains an ordinary network on a teacher's pairs of noise and sample.
 """
 
@@ -24,10 +24,11 @@ from jaxtyping import Array, Float, Key, PRNGKeyArray
 
 from .denoisers import Denoiser
 from .objectives import SampleTimes, uniform_times
-from .predictions import Prediction, spread, target
+from .predictions import Prediction, network_input, output_weight, spread, target
 from .samplers import Sampler, noise
 from .samplers.stepping import levels, scan
-from .schedules import Schedule, logsnr
+from .schedules import Schedule
+from .weights import Weight
 
 Times = Float[Array, " batch"]
 SampleIntervals = Callable[[PRNGKeyArray, int], tuple[Times, Times]]
@@ -73,7 +74,7 @@ def flow_map_sampler(
 def dyadic_intervals(levels: int = 6) -> SampleIntervals:
     """Intervals (t, r) of length 1, 1/2, ... 2^(1 - levels), all lengths equally often, at multiples of their length.
 
-    These are the steps of `time_grid(schedule, steps)` with 1, 2, 4 ... steps (Frans et al. 2024, section 3.2).
+    These are the steps of `spaced_times(schedule, steps)` with 1, 2, 4 ... steps (Frans et al. 2024, section 3.2).
     """
 
     def sample(key: PRNGKeyArray, batch: int) -> tuple[Times, Times]:
@@ -97,13 +98,13 @@ def shortcut_loss(
     sample_t: SampleTimes = uniform_times,
     sample_intervals: SampleIntervals = dyadic_intervals(),
     resolution: float | Array = 1 / 64,
-    weight: Callable[[Array], Array] | None = None,
+    weight: Weight | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
     """Mean of `weight(logsnr(t)) * |X - target|^2`: x0 at r = t, for `every`-th item two jumps of `teacher`; metrics.
 
     `network(x_t, t, cond, r=r)` predicts x0 and is a training network. `teacher` is the same without dropout and better
     with averaged weights (None: the network itself); no gradient reaches it. `cond` is a tree of arrays [batch, ...].
-    With `resolution` 0 the exact flow map has no error on the jumps; above, the composition of Euler steps of that
+    The exact flow map has no error on the jumps with `resolution` 0; above, the composition of Euler steps of that
     length has none. `velocity_weight` makes the error that of the average velocity.
     """
     time_key, interval_key, noise_key = jax.random.split(key, 3)
@@ -118,8 +119,7 @@ def shortcut_loss(
     goal = _two_jumps(flow_map(teacher or network, own, resolution), schedule, x_t[jumps], t_jump, r_jump)
     goal = jax.lax.stop_gradient(x0.at[jumps].set(goal.astype(x0.dtype)))
     error = (network(x_t, t, cond, r=t.at[jumps].set(r_jump)) - goal) ** 2
-    item = error.mean(axis=tuple(range(1, x0.ndim)))
-    item = item if weight is None else item * weight(logsnr(schedule, t))
+    item = error.mean(axis=tuple(range(1, x0.ndim))) * output_weight(weight, "x0", schedule, t)
     return item.mean(), {"loss": item.mean(), "jump_loss": item[jumps].mean()}
 
 
@@ -142,7 +142,7 @@ def reflow_pairs(
 ) -> tuple[Array, Array]:
     """Noise and the sample that a deterministic teacher makes of it: `(eps, x0)`, both of `shape` (Liu et al. 2022).
 
-    With keys [batch] a pair depends on its own key alone.
+    A pair depends on its own key alone if there are keys [batch].
     """
     eps = noise(key, shape)
     return eps, sampler(denoiser, schedule, eps, times, key)
@@ -158,15 +158,18 @@ def reflow_loss(
     *,
     prediction: Prediction = "flow",
     sample_t: SampleTimes = uniform_times,
-    weight: Callable[[Array], Array] | None = None,
+    weight: Weight | None = None,
+    sigma_data: float = 0.5,
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
     """`diffusion_loss` on given pairs of sample and noise, whose straight paths do not cross (Liu et al. 2022, eq. 1).
 
-    Trained on a teacher's pairs the network's own paths become straight, so that one Euler step suffices.
+    The network that is trained on a teacher's pairs has straight paths itself, so that one Euler step suffices.
+    `weight` is that of the error of x0, or None, and `sigma_data` belongs to "edm", as there.
     """
     t = sample_t(key, len(x0))
     x_t = spread(schedule.alpha(t), x0) * x0 + spread(schedule.sigma(t), x0) * eps
-    error = (network(x_t, t, cond) - target(prediction, schedule, t, x0, eps)) ** 2
+    output = network(network_input(prediction, schedule, t, x_t, sigma_data), t, cond)
+    error = (output - target(prediction, schedule, t, x0, eps, sigma_data)) ** 2
     item = error.mean(axis=tuple(range(1, x0.ndim)))
-    loss = (item if weight is None else item * weight(logsnr(schedule, t))).mean()
+    loss = (item * output_weight(weight, prediction, schedule, t, sigma_data)).mean()
     return loss, {"loss": loss}

@@ -5,7 +5,7 @@ eps, v and flow:
 
     x0_hat = negative + scale (positive - negative)
 
-What the negative is names the method: the model without its condition, or a worse version of the model.
+The negative is the model without its condition, or a worse version of the model.
 """
 
 from collections.abc import Callable

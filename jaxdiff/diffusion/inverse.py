@@ -4,7 +4,7 @@ Bayes' rule adds to the denoiser's estimate a step along the likelihood's gradie
 
     E[x0 | x_t, y] = x0_hat + (sigma^2 / alpha) grad_{x_t} log p(y | x_t)
 
-The methods differ in what they take for p(x0 | x_t), whose true covariance is (sigma^2 / alpha) d x0_hat / d x_t:
+The functions differ in what they take for p(x0 | x_t), whose true covariance is (sigma^2 / alpha) d x0_hat / d x_t:
 
     data_consistency            N(x0_hat, r^2 I), no gradient through x0_hat     exact for isotropic Gaussian data
     pseudo_inverse_guidance     N(x0_hat, r^2 I)                                 exact for isotropic Gaussian data
@@ -28,9 +28,9 @@ from .samplers import Sampler, ancestral, noise
 from .schedules import Schedule
 
 
-def _prox(operator: Operator, method: str) -> Callable:
+def _prox(operator: Operator, name: str) -> Callable:
     if operator.prox is None:
-        raise ValueError(f"{method} needs an operator with prox, this one has none; use reconstruction_guidance")
+        raise ValueError(f"{name} needs an operator with prox, this one has none; use reconstruction_guidance")
     return operator.prox
 
 
@@ -141,10 +141,10 @@ def reconstruction_guidance(
 ) -> Denoiser:
     """x0_hat - (scale alpha / 2) grad |y - A(x0_hat)|^2 (Ho et al. 2022, video diffusion, section 3.1).
 
-    For any operator with a gradient. With `noise_std` the step is (sigma / alpha)^2 / ((sigma / alpha)^2 + noise_std^2)
-    of that: DPS (Chung et al. 2023) with the uncertainty of x0_hat counted. `normalize` makes the step of each item
-    `scale` r long (root mean square) whatever the size of the gradient, after Moliner et al. (2023): for non-linear
-    operators and y of any unit. `data_std` is used only there.
+    Any operator with a gradient will do. A step with `noise_std` is (sigma / alpha)^2 /
+    ((sigma / alpha)^2 + noise_std^2) of that: DPS (Chung et al. 2023) with the uncertainty of x0_hat counted.
+    `normalize` makes the step of each item `scale` r long (root mean square) whatever the size of the gradient, after
+    Moliner et al. (2023): for non-linear operators and y of any unit. `data_std` is used only there.
     """
 
     def denoise(x_t: Array, t: Array) -> Array:
@@ -182,8 +182,8 @@ def repaint(
     def sample(denoiser: Denoiser, schedule: Schedule, x_T: Array, times: Array, key: Key[Array, "*batch"]) -> Array:
         fold_in = jax.random.fold_in if key.ndim == 0 else jax.vmap(jax.random.fold_in, (0, None))
 
-        def once(x, grid):
-            t, u, again, i = grid
+        def once(x, interval):
+            t, u, again, i = interval
             alpha, sigma, alpha_u, sigma_u = schedule.alpha(t), schedule.sigma(t), schedule.alpha(u), schedule.sigma(u)
             keys = [fold_in(fold_in(key, i), part) for part in range(3)]
             x = step(denoiser, schedule, x, jnp.stack([t, u]), keys[0])

@@ -1,9 +1,9 @@
 """The training loss: the squared error of the network's prediction at a random time (Ho et al. 2020, eq. 14).
 
-Times come from a function `(key, batch) -> t [batch]`, and each item's error may be weighted by its log-SNR
-(`weights.py`). To these may be added a loss of the clean estimate itself, such as a spectral distance of the decoded
-sound, and self-conditioning (Chen et al. 2022). Importance sampling keeps a histogram of the loss over time and draws
-times in proportion to it; its state is arrays in, arrays out:
+Times come from a function `(key, batch) -> t [batch]`. Each item's squared error of x0 may be given a weight by its
+log-SNR (`weights.py`), whatever the network predicts. A loss of the clean estimate itself, such as a spectral distance
+of the decoded sound, and self-conditioning (Chen et al. 2022) may be added. Importance sampling keeps a histogram of
+the loss over time and draws times in proportion to it; its state is arrays in, arrays out:
 
     drawn = sample_histogram(histogram, time_key, len(x0))
     losses, metrics = item_losses(network, schedule, x0, cond, drawn.t, noise_key)
@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .predictions import Prediction, network_input, spread, target, to_x0
+from .predictions import Prediction, network_input, output_weight, spread, target, to_x0
 from .schedules import Schedule, logsnr
 from .times import time_at_logsnr
 from .weights import Weight
@@ -142,8 +142,8 @@ def item_losses(
         cond = with_estimate(cond, jnp.where(spread(coin, x_t) > 0, guess, 0))
     output = network(seen, t, cond)
     error = (output - target(prediction, schedule, t, x0, eps, sigma_data)) ** 2
-    losses = error.mean(axis=tuple(range(1, x0.ndim)))
-    losses, metrics = losses if weight is None else losses * weight(logsnr(schedule, t)), {}
+    losses = error.mean(axis=tuple(range(1, x0.ndim))) * output_weight(weight, prediction, schedule, t, sigma_data)
+    metrics = {}
     if auxiliary is not None:
         extra = auxiliary(to_x0(prediction, schedule, t, x_t, output, sigma_data), x0, cond)
         extra = extra if auxiliary_weight is None else extra * auxiliary_weight(logsnr(schedule, t))
@@ -166,10 +166,11 @@ def diffusion_loss(
     auxiliary_weight: Weight | None = None,
     with_estimate: Callable | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
-    """Mean over the batch of `weight(logsnr(t)) * |prediction - target|^2`, averaged over elements; and metrics.
+    """Mean over the batch of `weight(logsnr(t)) * |x0_hat - x0|^2`, averaged over elements; and metrics.
 
-    `network(x_t, t, cond)` is a training network (its dropout keys bound). `weight` None means 1. `sigma_data` belongs
-    to prediction "edm". `auxiliary(x0_hat, x0, cond) -> [batch]` is added, times `auxiliary_weight(logsnr(t))` if any.
+    `network(x_t, t, cond)` is a training network (its dropout keys bound). `weight` belongs to the error of x0 for
+    every prediction; None means the network's own squared error, |output - target|^2. `sigma_data` belongs to
+    prediction "edm". `auxiliary(x0_hat, x0, cond) -> [batch]` is added, times `auxiliary_weight(logsnr(t))` if any.
     `with_estimate(cond, x0_hat) -> cond` turns on self-conditioning (Chen et al. 2022, algorithm 1), at the price of
     one more forward pass: half of the items are given the network's first estimate, the others 0.
 

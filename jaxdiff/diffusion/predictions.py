@@ -10,12 +10,14 @@ table 1, for x_t / alpha = x0 + (sigma / alpha) eps: x0_hat = c_skip x_t + c_out
 makes an answer undetermined (eps at sigma = 0, x0 from eps at alpha = 0) it is 0, its mean for centred data, never NaN.
 """
 
+import math
 from typing import Literal, NamedTuple, get_args
 
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
-from .schedules import Schedule
+from .schedules import Schedule, logsnr
+from .weights import Weight
 
 Prediction = Literal["x0", "eps", "v", "flow", "edm"]
 
@@ -26,7 +28,9 @@ def spread(level: Array, x: Array) -> Array:
     return level.reshape(level.shape + (1,) * (x.ndim - level.ndim)) if level.ndim else level
 
 
-def _row(prediction: Prediction, alpha: Array, sigma: Array, sigma_data: float) -> tuple[Array | int, ...]:
+def _row(
+    prediction: Prediction, alpha: Array, sigma: Array, sigma_data: float
+) -> tuple[Array | int, Array | int, Array]:
     """a, b and the determinant, of the table above."""
     match prediction:
         case "x0":
@@ -124,6 +128,31 @@ def edm_coefficients(schedule: Schedule, t: Array, sigma_data: float = 0.5) -> E
 def network_input(prediction: Prediction, schedule: Schedule, t: Array, x_t: Array, sigma_data: float = 0.5) -> Array:
     """What the network sees: c_in x_t, of unit variance, for "edm", else x_t."""
     return spread(edm_coefficients(schedule, t, sigma_data).c_in, x_t) * x_t if prediction == "edm" else x_t
+
+
+def output_weight(
+    weight: Weight | None,
+    prediction: Prediction,
+    schedule: Schedule,
+    t: Float[Array, " batch"],
+    sigma_data: float = 0.5,
+) -> Float[Array, " batch"] | float:
+    """What the squared error of a network's output is multiplied by: `weight(logsnr) (sigma / det)^2`, or 1 for None.
+
+    It makes `weight` that of the squared error of x0. Neither level counts as less than e^-20 of the other, which holds
+    log-SNR within 40 of 0, so that a weight and a factor which are infinite and 0 at an end still multiply.
+
+    >>> from jaxdiff.diffusion import Cosine, snr_weight
+    >>> output_weight(snr_weight, "eps", Cosine(), jnp.array([0.0, 1.0])).round(4).tolist()
+    [1.0, 1.0]
+    """
+    if weight is None:
+        return 1.0
+    alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+    least = math.exp(-20)
+    alpha, sigma = jnp.maximum(alpha, least * sigma), jnp.maximum(sigma, least * alpha)
+    _, _, det = _row(prediction, alpha, sigma, sigma_data)
+    return weight(jnp.clip(logsnr(schedule, t), -40, 40)) * (sigma / det) ** 2
 
 
 def _ratio(numerator: Array, denominator: Array) -> Array:

@@ -2,10 +2,10 @@
 
 A schedule is a frozen dataclass of numbers with `alpha` and `sigma`, any array of times in [0, 1] to an array of the
 same shape, exactly 1 and 0 at t = 0. Three families: variance preserving (alpha^2 + sigma^2 = 1), variance exploding
-(alpha = 1) and straight (alpha + sigma = 1). In each, `shift` multiplies sigma / alpha, so that it moves the log-SNR by
+(alpha = 1) and straight (alpha + sigma = 1). `shift` multiplies sigma / alpha in each, so that it moves the log-SNR by
 -2 log(shift) (Hoogeboom et al. 2023; Esser et al. 2024, eq. 23): above 1, training and sampling spend more
 of their time at high noise, where data of many correlated values (long or redundant features) decides on its coarse
-shape. Everything else about a schedule is a free function, here and in `times.py`.
+shape. Everything else about a schedule is a free function, here and in `times.py`. `SCHEDULES` lists them by name.
 """
 
 import abc
@@ -90,8 +90,8 @@ class LinearBeta(_Levels):
     """DDPM's chain of `steps` betas from `beta_min` to `beta_max` (Ho et al. 2020): variance preserving.
 
     alpha(n / steps)^2 is the product of the first n factors 1 - beta (DDPM eq. 4); between the steps it follows the
-    polynomial through the logarithms of those products, which float32 cannot tell from them. With `scaled` the square
-    roots of the betas are evenly spaced instead (Rombach et al. 2022). The default is DiffWave BASE (Kong et
+    polynomial through the logarithms of those products, which float32 cannot tell from them. `scaled` spaces the square
+    roots of the betas evenly instead (Rombach et al. 2022). The default is DiffWave BASE (Kong et
     al. 2021, section 5): 50 betas to 0.05, where alpha(1) is 0.53, yet sampling starts from pure noise, as in the
     paper. DiffWave LARGE is `LinearBeta(200, 1e-4, 0.02)`, DDPM `LinearBeta(1000, 1e-4, 0.02)`, and latent diffusion
     `LinearBeta(1000, 8.5e-4, 0.012, scaled=True)`.
@@ -159,8 +159,8 @@ class VE(_Levels):
 class EDM(_Levels):
     """alpha = 1, sigma = sigma_max t^rho: variance exploding, in the time of Karras et al. 2022.
 
-    A uniform grid is then theirs (eq. 5 with sigma_min = 0), and t tells noise levels apart about as well as their
-    c_noise = log(sigma) / 4, but stays in [0, 1]. With `rho` 1 time is their sigma.
+    Uniform times are then theirs (eq. 5 with sigma_min = 0), and t tells noise levels apart about as well as their
+    c_noise = log(sigma) / 4, but stays in [0, 1]. Time is their sigma at `rho` 1.
     """
 
     sigma_max: float = 80.0
@@ -181,6 +181,17 @@ class RectifiedFlow(_Levels):
     def levels(self, t: Array) -> tuple[Array, Array]:
         scale = 1 + (self.shift - 1) * t
         return (1 - t) / scale, self.shift * t / scale
+
+
+SCHEDULES: dict[str, type[Schedule]] = {
+    "cosine": Cosine,
+    "sigmoid": Sigmoid,
+    "linear_beta": LinearBeta,
+    "vp": VP,
+    "ve": VE,
+    "edm": EDM,
+    "rectified_flow": RectifiedFlow,
+}
 
 
 def logsnr(schedule: Schedule, t: Float[Array, "*shape"]) -> Float[Array, "*shape"]:

@@ -1,9 +1,9 @@
 """The best N times for a given model and sampler, found by gradient descent through the sampler itself.
 
-A time grid is written as softmax-distributed decrements from 1 to 0, which stay positive and sum to 1. Its error is the
-mean squared difference between what the sampler makes on it and what a fine grid makes of the same noise, so only
-deterministic samplers can be searched for. In the spirit of Watson et al. (2022) and of Align Your Steps (Sabour et al.
-2024), whose objectives need no reference solution but are bounds; here the error of the result itself is the objective.
+Times are written as softmax-distributed decrements from 1 to 0, which stay positive and sum to 1. Their error is the
+mean squared difference between what the sampler makes on them and what many steps make of the same noise, so only
+deterministic samplers can be searched for. Watson et al. (2022) and Align Your Steps (Sabour et al. 2024) have
+objectives that need no reference solution but are bounds; here the error of the result itself is the objective.
 """
 
 import functools
@@ -18,7 +18,7 @@ from .samplers import Sampler
 from .schedules import Schedule
 
 
-def grid_error(
+def times_error(
     sampler: Sampler,
     denoiser: Denoiser,
     schedule: Schedule,
@@ -30,7 +30,7 @@ def grid_error(
     return ((sampler(denoiser, schedule, x_T, times, jax.random.key(0)) - reference) ** 2).mean()
 
 
-def search_grid(
+def search_times(
     sampler: Sampler,
     denoiser: Denoiser,
     schedule: Schedule,
@@ -41,25 +41,25 @@ def search_grid(
     iterations: int = 60,
     learning_rate: float = 0.1,
 ) -> tuple[Float[Array, " times"], Float[Array, " iterations"]]:
-    """The grid of as many times as `times`, the one to begin with, whose error is least; and the errors on the way.
+    """As many times as in `times`, the ones to begin with, whose error is least; and the errors on the way.
 
-    `reference` is what a fine grid makes of `x_T`. Adam, its rate falling as a cosine, moves the logarithms of the
-    decrements; the best grid on the way is returned, so the result is never worse than `times`. One compiled scan.
+    `reference` is what many steps make of `x_T`. Adam, its rate falling as a cosine, moves the logarithms of the
+    decrements; the best times on the way are returned, so the result is never worse than `times`. One compiled scan.
     """
     if len(times) < 3:
-        raise ValueError(f"a grid of {len(times)} times has none between its ends to move; search for 2 steps or more")
+        raise ValueError(f"{len(times)} times have none between their ends to move; search for 2 steps or more")
     denoiser = jax.checkpoint(denoiser)  # type: ignore[assignment]
     optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, iterations))
 
-    def grid(logits: Array) -> Array:
+    def of_logits(logits: Array) -> Array:
         inner = 1 - jnp.cumsum(jax.nn.softmax(logits))[:-1]
         return jnp.concatenate([jnp.ones(1), inner, jnp.zeros(1)]).astype(times.dtype)
 
-    error = functools.partial(grid_error, sampler, denoiser, schedule, x_T, reference)
+    error = functools.partial(times_error, sampler, denoiser, schedule, x_T, reference)
 
     def descend(carry, _):
         logits, state, best, least = carry
-        value, gradient = jax.value_and_grad(lambda logits: error(grid(logits)))(logits)
+        value, gradient = jax.value_and_grad(lambda logits: error(of_logits(logits)))(logits)
         best, least = jax.tree.map(lambda a, b: jnp.where(value < least, a, b), (logits, value), (best, least))
         updates, state = optimizer.update(gradient, state)
         return (optax.apply_updates(logits, updates), state, best, least), value
@@ -67,4 +67,4 @@ def search_grid(
     logits = jnp.log(times[:-1] - times[1:])
     start = (logits, optimizer.init(logits), logits, jnp.asarray(jnp.inf, x_T.dtype))
     (_, _, best, _), errors = jax.lax.scan(descend, start, length=iterations)
-    return grid(best), errors
+    return of_logits(best), errors

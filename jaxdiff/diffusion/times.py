@@ -1,7 +1,8 @@
-"""The time of a noise level, and the grids of times that samplers walk along.
+"""The time of a noise level, and the times that samplers walk along.
 
-log-SNR(t) = log(alpha^2 / sigma^2) falls with t for every schedule, so that a noise level names a time. A grid is an
-array argument of a sampler: `time_grid` makes the usual ones, any decreasing array from 1 to 0 will do.
+log-SNR(t) = log(alpha^2 / sigma^2) falls with t for every schedule, so that a noise level names a time. A sampler's
+times are an array: `spaced_times` makes the usual ones, any decreasing array from 1 to 0 will do. A bridge has noise
+levels too (`bridges.py`), and may stand for the schedule here.
 """
 
 from typing import Literal, get_args
@@ -38,7 +39,7 @@ def time_at_logsnr(schedule: Schedule, value: Float[Array, "*shape"]) -> Float[A
     return jnp.where(value == jnp.inf, 0, high)
 
 
-def time_grid(
+def spaced_times(
     schedule: Schedule,
     steps: int,
     spacing: Spacing = "uniform",
@@ -48,12 +49,13 @@ def time_grid(
 ) -> Float[Array, " steps_plus_1"]:
     """`steps + 1` decreasing times from 1 (noise) to 0 (data).
 
-    With u = i / steps: "uniform" is u; "quadratic" u^2, denser near the data; "cosine" sin^2(pi u / 2), denser at both
-    ends. The other two place sigma / alpha between `ends`, its upper one at most that of t = 1, and then step to 0:
-    "karras" evenly in its power 1 / `rho` (Karras et al. 2022, eq. 5), "logsnr" evenly in its logarithm.
+    Three are functions of u = i / steps: "uniform" is u; "quadratic" u^2, denser near the data; "cosine"
+    sin^2(pi u / 2), denser at both ends. The other two place sigma / alpha between `ends`, its upper one at most that
+    of t = 1, and then step to 0: "karras" evenly in its power 1 / `rho` (Karras et al. 2022, eq. 5), "logsnr" evenly
+    in its logarithm.
 
     >>> from jaxdiff.diffusion import RectifiedFlow
-    >>> time_grid(RectifiedFlow(), 4).tolist()
+    >>> spaced_times(RectifiedFlow(), 4).tolist()
     [1.0, 0.75, 0.5, 0.25, 0.0]
     """
     if steps < 1:

@@ -1,11 +1,13 @@
-"""How much each noise level counts: functions of log-SNR, stated for the squared error of x0.
+"""How much each noise level counts: functions of log-SNR that weight the squared error of x0.
 
-A network that predicts something else has another error: output - target = -(det / sigma) (x0_hat - x0) in the terms of
-`predictions.py`. `weight_for` divides by the square of that, which turns any weight below into the one for its
-prediction. A constant weight of the network's own error is `weight=None`; for "eps" that is `snr_weight` here.
+Losses take them for every prediction and schedule. A network that predicts something else than x0 has another error,
+x0_hat - x0 = -(sigma / det) (output - target) in the terms of `predictions.py`, and its square is multiplied by
+`weight(logsnr) (sigma / det)^2`. What the networks' own errors are to that of x0, with SNR = alpha^2 / sigma^2:
 
-    |x0 error|^2:  SNR |.|^2 = |eps error|^2,   (1 + SNR) |.|^2 = |v error|^2 (variance preserving),
-    velocity: |flow error|^2,   EDM: |F error|^2,   with SNR = alpha^2 / sigma^2
+    |eps error|^2 = SNR |x0 error|^2,                   |v error|^2 = (1 + SNR) (alpha^2 + sigma^2) |x0 error|^2,
+    |flow error|^2 = (1 + sqrt(SNR))^2 |x0 error|^2,    |edm error|^2 = (SNR + sigma_data^-2) |x0 error|^2
+
+They are trained with the weight None, the last one with `edm_weight(sigma_data)` too.
 """
 
 from collections.abc import Callable
@@ -14,13 +16,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .predictions import Prediction
-
 Weight = Callable[[Float[Array, " batch"]], Float[Array, " batch"]]
 
 
 def snr_weight(logsnr: Float[Array, " batch"]) -> Float[Array, " batch"]:
-    """SNR: the loss of eps, DDPM's choice (Ho et al. 2020, eq. 14). Without bound towards the data.
+    """SNR: the loss of eps, DDPM's choice (Ho et al. 2020, eq. 14). It grows without bound towards the data.
 
     >>> snr_weight(jnp.array([0.0])).tolist()
     [1.0]
@@ -66,27 +66,3 @@ def velocity_weight(logsnr: Float[Array, " batch"]) -> Float[Array, " batch"]:
     [4.0, 400.0]
     """
     return jnp.minimum((1 + jnp.exp(logsnr / 2)) ** 2, 400.0)
-
-
-def weight_for(prediction: Prediction, weight: Weight, sigma_data: float = 0.5) -> Weight:
-    """The weight of a network's own squared error that amounts to `weight` of its x0 error.
-
-    For "v" on a variance-preserving, for "flow" on a straight schedule. Log-SNR is held within 40 of 0, so that a
-    weight and a factor which are infinite and 0 at an end still multiply.
-
-    >>> round(weight_for("eps", snr_weight)(jnp.array([-jnp.inf])).item(), 4)
-    1.0
-    """
-
-    def converted(logsnr: Float[Array, " batch"]) -> Float[Array, " batch"]:
-        logsnr = jnp.clip(logsnr, -40, 40)
-        factor = {
-            "x0": lambda: jnp.ones_like(logsnr),
-            "eps": lambda: jnp.exp(-logsnr),
-            "v": lambda: jax.nn.sigmoid(-logsnr),
-            "flow": lambda: (1 + jnp.exp(logsnr / 2)) ** -2,
-            "edm": lambda: 1 / (jnp.exp(logsnr) + sigma_data**-2),
-        }[prediction]()
-        return weight(logsnr) * factor
-
-    return converted

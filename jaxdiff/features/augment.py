@@ -263,7 +263,8 @@ def equalizer(
     high_hz = 0.4 * sr if high_hz is None else high_hz
     _check_range("gain in dB", low_db, high_db)
     _check_range("corner frequency in Hz", low_hz, high_hz, least=1.0, most=0.49 * sr)
-    kinds: list[Kind] = ["low_shelf", *["peaking"] * peaks, "high_shelf"]
+    bells: list[Kind] = ["peaking"] * peaks
+    kinds: list[Kind] = ["low_shelf", *bells, "high_shelf"]
     sharpest = 10 ** (max(abs(low_db), abs(high_db)) / 40)  # a bell's poles have the quality q 10^(dB / 40)
     tail = math.ceil(_DECAYED * sharpest * sr / (np.pi * low_hz))
 

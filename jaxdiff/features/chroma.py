@@ -8,6 +8,7 @@ energy stays as it is, with a finite gradient. Nothing estimates the tuning: it 
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -114,9 +115,10 @@ def chroma_stft(
     filters = chroma_filterbank(sr, n_fft, n_chroma, tuning, ctroct, octwidth, base_c=base_c)
     if S is not None:
         return _normalise(_fold(filters, S), norm)
+    assert y is not None
 
     def one(y: Array) -> Array:
-        sizes = dict(n_fft=n_fft, hop_length=hop_length, win_length=win_length, window=window)
+        sizes: dict[str, Any] = dict(n_fft=n_fft, hop_length=hop_length, win_length=win_length, window=window)
         X = stft(y, **sizes, center=center, pad_mode=pad_mode, method=method)
         return _normalise(_fold(filters, X.real**2 + X.imag**2), norm)
 
@@ -153,7 +155,8 @@ def chroma_cqt(
     n_bins = n_octaves * bins_per_octave if C is None else C.shape[-2]
     filters = cq_to_chroma(n_bins, bins_per_octave, n_chroma, C1 if fmin is None else fmin)
     if C is None:
-        pitch = dict(fmin=fmin, n_bins=n_bins, bins_per_octave=bins_per_octave, tuning=tuning)
+        assert y is not None
+        pitch: dict[str, Any] = dict(fmin=fmin, n_bins=n_bins, bins_per_octave=bins_per_octave, tuning=tuning)
         C = cqt(y, sr=sr, hop_length=hop_length, **pitch)
     chroma = _fold(filters, jnp.abs(C))
     if threshold is not None:

@@ -7,6 +7,7 @@ few frames, so they cannot be inverted; `invertible_cqt` can. Filters are design
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -110,8 +111,10 @@ def cqt(
     >>> int(jnp.abs(cqt(tone))[:, 20].argmax())  # 45 semitones above C1
     45
     """
-    pitch = dict(sr=sr, fmin=fmin, n_bins=n_bins, gamma=0.0, bins_per_octave=bins_per_octave, tuning=tuning)
-    shape = dict(filter_scale=filter_scale, norm=norm, sparsity=sparsity, window=window, scale=scale)
+    pitch: dict[str, Any] = dict(
+        sr=sr, fmin=fmin, n_bins=n_bins, gamma=0.0, bins_per_octave=bins_per_octave, tuning=tuning
+    )
+    shape: dict[str, Any] = dict(filter_scale=filter_scale, norm=norm, sparsity=sparsity, window=window, scale=scale)
     return vqt(y, hop_length=hop_length, **pitch, **shape, pad_mode=pad_mode)
 
 
@@ -192,7 +195,7 @@ def _octaves(
             f"and sparsity {sparsity} at least 0 and below 1"
         )
     frequencies = cqt_frequencies(n_bins, fmin, bins_per_octave, tuning)
-    ratio = 4.0 ** (1 / bins_per_octave)
+    ratio: float = 4.0 ** (1 / bins_per_octave)
     alpha = (ratio - 1) / (ratio + 1)  # half the distance of a bin's neighbours, over its frequency
     gamma = alpha * 24.7 / 0.108 if gamma is None else gamma
     seconds = filter_scale / (alpha * frequencies + gamma)
@@ -215,7 +218,7 @@ def _octaves(
             factor *= 2  # its filters stay clear of the roll-off
         filters = _filters(frequencies[octave], seconds[octave], sr / factor, norm, sparsity, window)
         filters *= (sr * seconds[octave]) ** (0.5 if scale else 1.0)
-        octaves.append((factor, np.concatenate([filters.real, filters.imag], axis=1)))
+        octaves.append((factor, np.concatenate([np.real(filters), np.imag(filters)], axis=1)))
     return octaves
 
 

@@ -5,6 +5,8 @@ Hz. Gradients are finite at silence, where a descriptor is 0 (flatness 1). Sourc
 features"; Jiang et al. 2002 (contrast); Boeck & Widmer 2013 (onset strength).
 """
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -23,6 +25,7 @@ def magnitudes(y: Array | None, S: Array | None, power: float = 1.0, **options) 
         raise ValueError("give either a waveform y or a spectrogram S")
     if S is not None:
         return S
+    assert y is not None
     magnitude = jnp.abs(stft(y, **options))
     return magnitude if power == 1 else magnitude**power
 
@@ -72,7 +75,7 @@ def spectral_centroid(
     >>> abs(float(spectral_centroid(tone, sr=8000)[0, 4]) - 1000) < 2
     True
     """
-    options = dict(n_fft=n_fft, hop_length=hop_length, win_length=win_length, window=window)
+    options: dict[str, Any] = dict(n_fft=n_fft, hop_length=hop_length, win_length=win_length, window=window)
     S = magnitudes(y, S, **options, center=center, pad_mode=pad_mode)
     return (_column(S, sr) * _shares(S)).sum(-2, keepdims=True)
 
@@ -97,7 +100,7 @@ def spectral_bandwidth(
     >>> float(spectral_bandwidth(S=jnp.array([[1.0], [0.0], [1.0]]), sr=8000)[0, 0])
     2000.0
     """
-    options = dict(n_fft=n_fft, hop_length=hop_length, win_length=win_length, window=window)
+    options: dict[str, Any] = dict(n_fft=n_fft, hop_length=hop_length, win_length=win_length, window=window)
     S = magnitudes(y, S, **options, center=center, pad_mode=pad_mode)
     deviation = jnp.abs(_column(S, sr) - spectral_centroid(S=S, sr=sr))
     deviation = deviation**2 if p == 2 else _safe_power(deviation, p)
@@ -125,7 +128,7 @@ def spectral_rolloff(
     """
     if not 0 < roll_percent < 1:
         raise ValueError(f"roll_percent must lie between 0 and 1, got {roll_percent}")
-    options = dict(n_fft=n_fft, hop_length=hop_length, win_length=win_length, window=window)
+    options: dict[str, Any] = dict(n_fft=n_fft, hop_length=hop_length, win_length=win_length, window=window)
     S = magnitudes(y, S, **options, center=center, pad_mode=pad_mode)
     below = jnp.cumsum(S, axis=-2)
     reached = jnp.argmax(below >= roll_percent * below[..., -1:, :], axis=-2, keepdims=True)
@@ -153,7 +156,7 @@ def spectral_flatness(
     """
     if amin <= 0:
         raise ValueError(f"amin must be positive, got {amin}")
-    options = dict(n_fft=n_fft, hop_length=hop_length, win_length=win_length, window=window)
+    options: dict[str, Any] = dict(n_fft=n_fft, hop_length=hop_length, win_length=win_length, window=window)
     S = magnitudes(y, S, **options, center=center, pad_mode=pad_mode)
 
     def one(S: Array) -> Array:
@@ -192,7 +195,7 @@ def spectral_contrast(
         raise ValueError(f"{n_bands} octaves from fmin {fmin} Hz do not fit below {sr / 2} Hz; lower one of them")
     if not 0 < quantile < 1:
         raise ValueError(f"quantile must lie between 0 and 1, got {quantile}")
-    options = dict(n_fft=n_fft, hop_length=hop_length, win_length=win_length, window=window)
+    options: dict[str, Any] = dict(n_fft=n_fft, hop_length=hop_length, win_length=win_length, window=window)
     S = magnitudes(y, S, **options, center=center, pad_mode=pad_mode)
     frequencies = fft_frequencies(sr=sr, n_fft=2 * (S.shape[-2] - 1))
     peaks, valleys = [], []
@@ -229,6 +232,7 @@ def rms(
         frames = lambda item: cut_frames(item, frame_length, hop_length, center, pad_mode)  # noqa: E731
         power = each_item(lambda item: (frames(item) ** 2).mean(-1), y)[..., None, :]
     else:
+        assert S is not None
         if S.shape[-2] != 1 + frame_length // 2:
             raise ValueError(f"S has {S.shape[-2]} bins, frame_length {frame_length} gives {1 + frame_length // 2}")
         weight = np.full((S.shape[-2], 1), 2 / frame_length**2)

@@ -5,6 +5,7 @@ Golden 1966, Laroche & Dolson 1999 (phase vocoder).
 """
 
 from fractions import Fraction
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -100,7 +101,7 @@ def hpss(
     >>> bool(jnp.abs(harmonic + percussive - y).max() < 1e-4)
     True
     """
-    options = dict(hop_length=hop_length, win_length=win_length, window=window)
+    options: dict[str, Any] = dict(hop_length=hop_length, win_length=win_length, window=window)
     D = stft(y, n_fft=n_fft, **options)
     masks = hpss_masks(jnp.abs(D), kernel_size=kernel_size, power=power, margin=margin)
     harmonic, percussive = (istft(D * m, n_fft=n_fft, **options, length=y.shape[-1]) for m in masks)
@@ -147,7 +148,7 @@ def time_stretch(
     (4000,)
     """
     hop_length, win_length = frame_sizes(n_fft, hop_length, win_length)
-    options = dict(hop_length=hop_length, win_length=win_length, n_fft=n_fft, window=window)
+    options: dict[str, Any] = dict(hop_length=hop_length, win_length=win_length, n_fft=n_fft, window=window)
     return istft(phase_vocoder(stft(y, **options), rate=rate), **options, length=round(y.shape[-1] / rate))
 
 
@@ -170,7 +171,7 @@ def pitch_shift(
     (8000,)
     """
     rate = Fraction(2.0 ** (-n_steps / bins_per_octave)).limit_denominator(256)  # within 0.03 cents
-    options = dict(n_fft=n_fft, hop_length=hop_length, win_length=win_length, window=window)
+    options: dict[str, Any] = dict(n_fft=n_fft, hop_length=hop_length, win_length=win_length, window=window)
     slow = time_stretch(y, rate=float(rate), **options)
     shifted = resample(slow, orig_sr=rate.denominator, target_sr=rate.numerator)[..., : y.shape[-1]]
     return jnp.pad(shifted, [(0, 0)] * (y.ndim - 1) + [(0, y.shape[-1] - shifted.shape[-1])])

@@ -13,7 +13,7 @@ are those of the second-order sections of R. Bristow-Johnson's Audio EQ Cookbook
 """
 
 import functools
-from typing import Literal
+from typing import Literal, cast
 
 import jax.numpy as jnp
 import numpy as np
@@ -156,7 +156,7 @@ def shape_spectrum(y: Float[Array, " samples"], response, tail: int) -> Float[Ar
 
     `tail` is the number of samples in which the filter's impulse response decays; it is cut off.
     """
-    size = scipy.fft.next_fast_len(y.shape[-1] + tail, real=True)
+    size = cast(int, scipy.fft.next_fast_len(y.shape[-1] + tail, real=True))  # inferred as None
     frequencies = jnp.asarray(np.fft.rfftfreq(size), y.dtype)
     return jnp.fft.irfft(jnp.fft.rfft(y, size) * response(frequencies), size)[: y.shape[-1]]
 
@@ -204,7 +204,7 @@ def K_weighting(
     angle = np.pi / sr * frequencies
     s, unit = jnp.sin(angle), jnp.cos(angle)
     power = lambda c: (c[0] * unit**2 - c[2] * s**2) ** 2 + (c[1] * s * unit) ** 2  # noqa: E731
-    weights = 0.0
+    weights = jnp.zeros_like(frequencies)
     for above, below in _k_prototypes(sr):
         above, below = above.tolist(), below.tolist()
         weights += 10 * jnp.log10(jnp.maximum(power(above), 1e-30) / power(below))

@@ -7,6 +7,7 @@ hop.
 """
 
 import functools
+from typing import cast
 
 import jax.numpy as jnp
 import numpy as np
@@ -113,13 +114,14 @@ def _bands(length: int, sr: float, hop_length: int | None, fmin: float | None, b
     centres = fmin * 2.0 ** (np.arange(-1, count + 1) / bins_per_octave)  # of all bands; the outermost are flat beyond
     widest = np.max(np.append(centres[1:], nyquist) - np.append(0.0, centres[:-1]))
     longest = int(sr / widest)
-    hop = scipy.fft.prev_fast_len(longest) if hop_length is None else hop_length
+    # SciPy's two functions are inferred to return None.
+    hop = cast(int, scipy.fft.prev_fast_len(longest)) if hop_length is None else hop_length
     if not 1 <= hop <= longest:
         raise ValueError(
             f"hop_length {hop} must be from 1 to {longest} samples: the widest of {bins_per_octave} bins per octave "
             f"spans {widest:.0f} Hz; use more bins per octave for a longer hop"
         )
-    frames = scipy.fft.next_fast_len(-(-length // hop))  # a prime number of frames is ten times slower
+    frames = cast(int, scipy.fft.next_fast_len(-(-length // hop)))  # a prime number of frames is ten times slower
     frequencies = np.arange(hop * frames // 2 + 1) * (sr / (hop * frames))
     place = 1 + bins_per_octave * np.log2(np.maximum(frequencies, fmin / 4) / fmin)
     place = np.clip(place, 0, count + 1)

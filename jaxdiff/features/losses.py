@@ -6,6 +6,8 @@ Both compare magnitudes above a floor: below it, at silence, they and their grad
 axes has its own loss. For training, `auxiliary` of `jaxdiff.diffusion.diffusion_loss` takes them of decoded sound.
 """
 
+from typing import Any
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -33,14 +35,14 @@ def multi_resolution_stft_loss(
     """
 
     def distance(n_fft: int, hop_length: int, win_length: int) -> Array:
-        options = dict(n_fft=n_fft, hop_length=hop_length, win_length=win_length)
+        options: dict[str, Any] = dict(n_fft=n_fft, hop_length=hop_length, win_length=win_length)
         Y, X = (jnp.maximum(_power(stft(wave, **options)), _POWER_FLOOR) for wave in (y, target))
         difference = ((jnp.sqrt(X) - jnp.sqrt(Y)) ** 2).sum((-2, -1))
         same = difference == 0  # where the square root has no gradient
         convergence = jnp.where(same, 0, jnp.sqrt(jnp.where(same, 1, difference) / X.sum((-2, -1))))
         return convergence + 0.5 * jnp.abs(jnp.log(X) - jnp.log(Y)).mean((-2, -1))
 
-    return sum(distance(*resolution) for resolution in resolutions) / len(resolutions)
+    return jnp.asarray(sum(distance(*resolution) for resolution in resolutions)) / len(resolutions)
 
 
 def _power(X: Array) -> Array:
@@ -68,6 +70,8 @@ def mel_loss(
     >>> round(float(mel_loss(2 * y, y, floor=1e-9)), 4)
     0.6931
     """
-    options = dict(sr=sr, n_fft=n_fft, hop_length=hop_length, n_mels=n_mels, fmin=fmin, fmax=fmax, power=1.0)
+    options: dict[str, Any] = dict(
+        sr=sr, n_fft=n_fft, hop_length=hop_length, n_mels=n_mels, fmin=fmin, fmax=fmax, power=1.0
+    )
     ours, theirs = (jnp.log(jnp.maximum(melspectrogram(wave, **options), floor)) for wave in (y, target))
     return jnp.abs(ours - theirs).mean((-2, -1))

@@ -10,7 +10,7 @@ everything else. Gates are masks, so no shape depends on the sound.
 """
 
 import functools
-from typing import Literal
+from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -53,7 +53,7 @@ def frame_loudness(
     if weighting not in ("A", "C", "K", None):
         raise ValueError(f"weighting {weighting!r} is unknown; use 'A', 'C', 'K' or None")
     hop_length, win_length = frame_sizes(n_fft, hop_length, win_length)
-    sizes = dict(n_fft=n_fft, hop_length=hop_length, win_length=win_length)
+    sizes: dict[str, Any] = dict(n_fft=n_fft, hop_length=hop_length, win_length=win_length)
     frequencies = jnp.asarray(np.fft.rfftfreq(n_fft, 1 / sr), y.dtype)
     curves = {
         "A": functools.partial(A_weighting, min_db=None),
@@ -197,7 +197,7 @@ def normalize_loudness(
     >>> f"{integrated_loudness(y, sr=48000):.2f}"
     '-16.00'
     """
-    options = dict(sr=sr, channels_axis=channels_axis, channel_weights=channel_weights)
+    options: dict[str, Any] = dict(sr=sr, channels_axis=channels_axis, channel_weights=channel_weights)
     level = integrated_loudness(y, **options)
     gain = target - level
     channels = _channels(y, channels_axis)
@@ -243,7 +243,7 @@ def _block_power(
 
     power = jnp.einsum("...cn,c->...n", each_item(item, y), jnp.asarray(weights, y.dtype), precision="highest")
     blocks = count - segments + 1
-    return sum(power[..., k : k + blocks] for k in range(segments)) / segments
+    return jnp.asarray(sum(power[..., k : k + blocks] for k in range(segments))) / segments
 
 
 def _gated(power: Float[Array, "... blocks"], below: float) -> Bool[Array, "... blocks"]:

@@ -7,7 +7,7 @@ item by item in one program, so that the complex STFT never leaves the cache.
 """
 
 import functools
-from typing import Literal
+from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -21,7 +21,7 @@ from .windows import Window
 Norm = Literal["slaney"] | float | None
 
 
-def hz_to_mel(frequencies: np.ndarray | float, htk: bool = False) -> np.ndarray | np.floating:
+def hz_to_mel(frequencies: np.ndarray | np.floating | float, htk: bool = False) -> np.ndarray | np.floating:
     """Frequencies in Hz to mels: Slaney's Auditory Toolbox scale (linear below 1 kHz) or the HTK formula.
 
     >>> hz_to_mel(1000.0).item(), hz_to_mel(500.0).item()
@@ -34,7 +34,7 @@ def hz_to_mel(frequencies: np.ndarray | float, htk: bool = False) -> np.ndarray 
     return np.where(frequencies >= 1000.0, logarithmic, frequencies * 3.0 / 200.0)
 
 
-def mel_to_hz(mels: np.ndarray | float, htk: bool = False) -> np.ndarray | np.floating:
+def mel_to_hz(mels: np.ndarray | np.floating | float, htk: bool = False) -> np.ndarray | np.floating:
     """The inverse of `hz_to_mel`.
 
     >>> mel_to_hz(7.5).item()
@@ -70,7 +70,7 @@ def mel_filterbank(
     if not (norm in ("slaney", None) or (isinstance(norm, int | float) and norm > 0)):
         raise ValueError(f"norm {norm!r} is unknown; use 'slaney', a positive number p for unit p-norm, or None")
     bins = np.linspace(0, sr / 2, 1 + n_fft // 2) if n_fft % 2 == 0 else np.fft.rfftfreq(n_fft, 1 / sr)
-    edges = mel_to_hz(np.linspace(hz_to_mel(fmin, htk), hz_to_mel(fmax, htk), n_mels + 2), htk)
+    edges = np.asarray(mel_to_hz(np.linspace(hz_to_mel(fmin, htk), hz_to_mel(fmax, htk), n_mels + 2), htk))
     slopes = (edges[:, None] - bins) / np.diff(edges, append=np.nan)[:, None]
     rising, falling = -slopes[:-2], (edges[2:, None] - bins) / np.diff(edges)[1:, None]
     filters = np.maximum(0, np.minimum(rising, falling))
@@ -117,6 +117,7 @@ def melspectrogram(
     filters = mel_filterbank(sr, n_fft, n_mels, fmin, fmax, htk, norm)
     if S is not None:
         return jnp.einsum("...fm,nf->...nm", S, jnp.asarray(filters, S.dtype), precision="highest")
+    assert y is not None
 
     def mel(X: Array) -> Array:
         energy = X.real**2 + X.imag**2 if power == 2 else jnp.abs(X) ** power
@@ -132,7 +133,7 @@ def cosine_basis(count: int, size: int, dct_type: int, norm: str | None) -> np.n
         raise ValueError(f"dct_type must be 1, 2 or 3, got {dct_type}")
     if not 1 <= count <= size:
         raise ValueError(f"n_mfcc must be from 1 to the {size} mel bands, got {count}")
-    return scipy.fft.dct(np.eye(size), type=dct_type, norm=norm, axis=0)[:count]
+    return np.asarray(scipy.fft.dct(np.eye(size), type=dct_type, norm=norm, axis=0))[:count]
 
 
 def lifter_weights(count: int, lifter: float) -> np.ndarray:
@@ -175,7 +176,9 @@ def mfcc(
     (13, 9)
     """
     if S is None:
-        mel = dict(sr=sr, n_fft=n_fft, hop_length=hop_length, win_length=win_length, window=window, center=center)
+        mel: dict[str, Any] = dict(
+            sr=sr, n_fft=n_fft, hop_length=hop_length, win_length=win_length, window=window, center=center
+        )
         mel |= dict(pad_mode=pad_mode, power=power, n_mels=n_mels, fmin=fmin, fmax=fmax, htk=htk, norm=mel_norm)
         S = power_to_db(melspectrogram(y, **mel, method=method))
     basis = lifter_weights(n_mfcc, lifter)[:, None] * cosine_basis(n_mfcc, S.shape[-2], dct_type, norm)
@@ -218,7 +221,7 @@ def delta(
     if mode != "interp":
         x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(half, half)], mode=_PADS[mode])
     inner = x.shape[-1] - width + 1
-    out = sum(float(kernel[k]) * x[..., k : k + inner] for k in range(width))
+    out = jnp.asarray(sum(float(kernel[k]) * x[..., k : k + inner] for k in range(width)))
     if mode == "interp":
         out = jnp.concatenate([out[..., :1]] * half + [out] + [out[..., -1:]] * half, axis=-1)
     return jnp.moveaxis(out, -1, axis)

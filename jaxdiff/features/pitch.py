@@ -153,7 +153,7 @@ def pyin(
 def _dip_probabilities(
     d: Float[Array, "frames periods"],
     dip: Bool[Array, "frames periods"],
-    weights: np.ndarray,
+    weights: np.ndarray | Array,
     decay: float,
     no_trough_prob: float,
 ) -> Float[Array, "frames periods"]:
@@ -165,9 +165,8 @@ def _dip_probabilities(
     thresholds = jnp.asarray(np.linspace(0, 1, len(weights) + 1)[1:], d.dtype)
     weights = jnp.asarray(weights, d.dtype)
     heights = jnp.where(dip, d, jnp.inf).T[..., None]  # [periods, frames, 1]
-    count, _ = jax.lax.scan(
-        lambda n, h: (n + (h < thresholds), None), jnp.zeros((len(d), len(weights)), d.dtype), heights
-    )
+    none = jnp.zeros((len(d), len(weights)), d.dtype)
+    count, _ = jax.lax.scan(lambda n, h: (n + (h < thresholds), None), none, heights)
     scale = weights * (1 - np.exp(-decay)) / (1 - jnp.exp(-decay * jnp.maximum(count, 1)))
 
     def take(prior, h):

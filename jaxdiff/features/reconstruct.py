@@ -5,7 +5,7 @@ Mel inversion is non-negative least squares, `min_x |M x - S|^2, x >= 0`, by acc
 some sound" and "has these magnitudes", with momentum. All iterations run inside one `lax.scan`.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -74,12 +74,15 @@ def griffinlim(
     window: Window = "hann",
     length: int | None = None,
     momentum: float = 0.99,
+    phase_period: int | None = None,
     key: PRNGKeyArray | None = None,
 ) -> Float[Array, "... samples"]:
     """A waveform whose STFT magnitudes approach `S`, by fast Griffin-Lim with random initial phase.
 
     `S` are magnitudes (power 1). `key` draws the initial phase (the same phase for all leading axes, so that a batch
-    gives what its items give); None means `jax.random.key(0)`. `length` in samples, as in `istft`.
+    gives what its items give); None means `jax.random.key(0)`. With a `phase_period` it is drawn for that many frames
+    and repeated, so that a part of `S` which begins at a multiple of the period starts from the same phases as the
+    whole. `length` in samples, as in `istft`.
 
     >>> griffinlim(jnp.ones((129, 9)), n_iter=2).shape
     (512,)
@@ -89,9 +92,14 @@ def griffinlim(
     check_invertible(window, win_length, n_fft, hop_length)
     if not 0 <= momentum < 1:
         raise ValueError(f"momentum must be at least 0 and below 1, got {momentum}")
+    if phase_period is not None and phase_period < 1:
+        raise ValueError(f"phase_period must be at least 1 frame, or None for no period, got {phase_period}")
     bins, count = S.shape[-2:]
+    period = count if phase_period is None else phase_period
     key = jax.random.key(0) if key is None else key
-    turn = jax.random.uniform(key, (bins, count), S.dtype, 0, 2 * np.pi).T
+    turn = jax.random.uniform(key, (bins, period), S.dtype, 0, 2 * np.pi).T
+    if period != count:
+        turn = turn[np.arange(count) % period]
     start = jax.lax.complex(jnp.cos(turn), jnp.sin(turn))
     weight = jnp.asarray(fft_window(window, win_length, n_fft), S.dtype)
     envelope = squared_envelope(window, win_length, n_fft, hop_length, count)
@@ -113,7 +121,8 @@ def griffinlim(
             spectra = rebuilt - momentum / (1 + momentum) * before
             return (S * unit_phase(spectra), rebuilt, frames), None
 
-        first = (S * start, jnp.zeros_like(start), jnp.zeros((count, n_fft), S.dtype))
+        spectra = S * start
+        first = (spectra, jnp.zeros_like(spectra), jnp.zeros((count, n_fft), S.dtype))
         (spectra, *_), _ = jax.lax.scan(iterate, first, length=n_iter, unroll=2)  # saves copying the carry
         return istft(spectra.T, hop_length=hop_length, win_length=win_length, n_fft=n_fft, window=window, length=length)
 
@@ -144,7 +153,9 @@ def mel_to_audio(
     (1024,)
     """
     S = mel_to_stft(M, sr=sr, n_fft=n_fft, power=power, fmin=fmin, fmax=fmax, htk=htk, norm=norm)
-    sizes = dict(hop_length=hop_length, win_length=win_length, n_fft=n_fft, window=window, length=length)
+    sizes: dict[str, Any] = dict(
+        hop_length=hop_length, win_length=win_length, n_fft=n_fft, window=window, length=length
+    )
     return griffinlim(S, n_iter=n_iter, **sizes, key=key)
 
 
@@ -202,6 +213,8 @@ def mfcc_to_audio(
     (1024,)
     """
     M = mfcc_to_mel(mfcc, n_mels=n_mels, dct_type=dct_type, norm=norm, ref=ref, lifter=lifter)
-    band = dict(sr=sr, fmin=fmin, fmax=fmax, htk=htk, norm=mel_norm)
-    sizes = dict(hop_length=hop_length, win_length=win_length, n_fft=n_fft, window=window, length=length)
+    band: dict[str, Any] = dict(sr=sr, fmin=fmin, fmax=fmax, htk=htk, norm=mel_norm)
+    sizes: dict[str, Any] = dict(
+        hop_length=hop_length, win_length=win_length, n_fft=n_fft, window=window, length=length
+    )
     return mel_to_audio(M, **band, **sizes, n_iter=n_iter, key=key)

@@ -1,14 +1,17 @@
-"""What a network sees in place of a waveform: pairs of pure functions, `encode` and `decode`.
+"""What a network sees in place of a waveform: `encode` to features, `decode` the way back.
 
     encode: wave [..., samples] -> features [..., frames, channels]        decode: the way back
 
-`patches` and `compressed_stft` are exactly invertible; `log_mel` loses phase and detail, so its decode is a
-reconstruction. `chain` composes pairs and `normalize` is the affine pair whose numbers `fit_normalization` measures on
-a corpus. Shapes follow from `jax.eval_shape`.
+A representation is a frozen dataclass, and its fields are its configuration. `Patches` and `CompressedStft` are exactly
+invertible; `Magnitude` loses phase and `LogMel` phase and detail, so their decode is a reconstruction. `Normalized`
+puts the affine map whose numbers `fit_normalization` measures on a corpus around any of them.
 """
 
+import abc
+import operator
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,124 +23,228 @@ from .reconstruct import griffinlim, mel_to_stft
 from .spectral import istft, stft
 
 
-class Representation(NamedTuple):
-    """`decode(encode(x))` is x, or as near to it as the representation allows; `hop_length` divides the samples."""
+class Representation(abc.ABC):
+    """Sound to features and back: `decode(encode(y))` is y where `exact`, else as near as the representation allows.
 
-    encode: Callable[[Array], Array]
-    decode: Callable[[Array], Array]
-    hop_length: int = 1
-
-
-def chain(*representations: Representation) -> Representation:
-    """Encode with each in turn, decode in reverse order.
-
-    >>> chain(patches(2), patches(3)).hop_length
-    6
+    `sample_rate` is that of the sound in Hz, and `hop_length` the samples from one frame to the next, which divides the
+    samples that `decode` makes. `edge` frames at an end see beyond it. A part of a sound decodes as in the whole where
+    it begins at a multiple of `phase_period` frames; None: nowhere.
     """
 
-    def encode(x: Array) -> Array:
-        for r in representations:
-            x = r.encode(x)
-        return x
+    sample_rate: int
+    hop_length: int
+    exact: bool
+    edge: int = 0
+    phase_period: int | None = 1
 
-    def decode(x: Array) -> Array:
-        for r in reversed(representations):
-            x = r.decode(x)
-        return x
+    @property
+    @abc.abstractmethod
+    def channels(self) -> int:
+        """Features per frame."""
 
-    return Representation(encode, decode, int(np.prod([r.hop_length for r in representations])))
+    @abc.abstractmethod
+    def frames(self, samples: int) -> int:
+        """How many frames `encode` makes of so many samples."""
+
+    @abc.abstractmethod
+    def encode(self, y: Float[Array, "... samples"]) -> Float[Array, "... frames channels"]:
+        """Features of sound."""
+
+    @abc.abstractmethod
+    def decode(self, x: Float[Array, "... frames channels"]) -> Float[Array, "... samples"]:
+        """Sound from features."""
 
 
-def patches(size: int) -> Representation:
+@dataclass(frozen=True)
+class Patches(Representation):
     """Raw samples, `size` of them to a frame; `size` 1 is the waveform itself with one channel.
 
-    >>> patches(4).encode(jnp.arange(8.0)).tolist()
+    >>> Patches(size=4).encode(jnp.arange(8.0)).tolist()
     [[0.0, 1.0, 2.0, 3.0], [4.0, 5.0, 6.0, 7.0]]
     """
 
-    def encode(y: Float[Array, "... samples"]) -> Float[Array, "... frames channels"]:
-        return y.reshape(*y.shape[:-1], -1, size)
+    sample_rate: int = 16_000
+    size: int = 64
 
-    def decode(x: Float[Array, "... frames channels"]) -> Float[Array, "... samples"]:
+    exact: ClassVar[bool] = True
+
+    def __post_init__(self):
+        _at_least_one(sample_rate=self.sample_rate, size=self.size)
+
+    @property
+    def hop_length(self) -> int:
+        return self.size
+
+    @property
+    def channels(self) -> int:
+        return self.size
+
+    def frames(self, samples: int) -> int:
+        if samples % self.size:
+            raise ValueError(f"{samples} samples are no whole number of patches of size {self.size}; trim or pad them")
+        return samples // self.size
+
+    def encode(self, y: Float[Array, "... samples"]) -> Float[Array, "... frames channels"]:
+        return y.reshape(*y.shape[:-1], self.frames(y.shape[-1]), self.size)
+
+    def decode(self, x: Float[Array, "... frames channels"]) -> Float[Array, "... samples"]:
         return x.reshape(*x.shape[:-2], -1)
 
-    return Representation(encode, decode, size)
+
+class _ShortTime(Representation):
+    """Features of a centred STFT, with a frame at each end: m frames stand for `(m - 1) * hop_length` samples."""
+
+    n_fft: int
+
+    def __post_init__(self):
+        _at_least_one(sample_rate=self.sample_rate)
+        if self.n_fft % 2 or not 1 <= self.hop_length <= self.n_fft // 2:
+            raise ValueError(
+                f"n_fft {self.n_fft} must be even and hop_length {self.hop_length} at most half of it, to be invertible"
+            )
+
+    @property
+    def edge(self) -> int:
+        return -(-self.n_fft // (2 * self.hop_length))
+
+    def frames(self, samples: int) -> int:
+        return 1 + samples // self.hop_length
 
 
-def compressed_stft(n_fft: int = 512, hop_length: int = 128, exponent: float = 0.5) -> Representation:
+@dataclass(frozen=True)
+class CompressedStft(_ShortTime):
     """Complex STFT with magnitudes raised to `exponent`, real parts then imaginary parts as channels.
 
-    Power-law compression as in SGMSE (Richter et al. 2023, eq. 13; its constant factor is left to `normalize`): quiet
+    Power-law compression as in SGMSE (Richter et al. 2023, eq. 13; its constant factor is left to `Normalized`): quiet
     partials weigh more in a squared error. m frames stand for `(m - 1) * hop_length` samples. Exact inverse.
 
-    >>> compressed_stft(64, 16).encode(jnp.ones((2, 160))).shape
+    >>> CompressedStft(n_fft=64, hop_length=16).encode(jnp.ones((2, 160))).shape
     (2, 11, 66)
     """
-    if n_fft % 2 or not 1 <= hop_length <= n_fft // 2:
-        raise ValueError(f"n_fft {n_fft} must be even and hop_length {hop_length} at most half of it, to be invertible")
 
-    def encode(y: Float[Array, "... samples"]) -> Float[Array, "... frames channels"]:
-        X = stft(y, n_fft=n_fft, hop_length=hop_length).mT
-        X = X * jnp.maximum(jnp.abs(X), 1e-12) ** (exponent - 1)
+    sample_rate: int = 16_000
+    n_fft: int = 512
+    hop_length: int = 128
+    exponent: float = 0.5
+
+    exact: ClassVar[bool] = True
+
+    @property
+    def channels(self) -> int:
+        return self.n_fft + 2
+
+    def encode(self, y: Float[Array, "... samples"]) -> Float[Array, "... frames channels"]:
+        X = stft(y, n_fft=self.n_fft, hop_length=self.hop_length).mT
+        X = X * jnp.maximum(jnp.abs(X), 1e-12) ** (self.exponent - 1)
         return jnp.concatenate([X.real, X.imag], axis=-1)
 
-    def decode(x: Float[Array, "... frames channels"]) -> Float[Array, "... samples"]:
+    def decode(self, x: Float[Array, "... frames channels"]) -> Float[Array, "... samples"]:
         real, imag = jnp.split(x, 2, axis=-1)
-        gain = (real**2 + imag**2 + 1e-24) ** (0.5 / exponent - 0.5)
-        return istft(jax.lax.complex(real * gain, imag * gain).mT, hop_length=hop_length)
-
-    return Representation(encode, decode, hop_length)
+        gain = (real**2 + imag**2 + 1e-24) ** (0.5 / self.exponent - 0.5)
+        return istft(jax.lax.complex(real * gain, imag * gain).mT, hop_length=self.hop_length)
 
 
-def magnitude(n_fft: int = 1024, hop_length: int = 256, exponent: float = 0.5, n_iter: int = 32) -> Representation:
+@dataclass(frozen=True)
+class Magnitude(_ShortTime):
     """STFT magnitudes raised to `exponent`; decoded by Griffin-Lim, whose phases are constants to a gradient.
 
-    Below 0 counts as 0. m frames stand for `(m - 1) * hop_length` samples.
+    Below 0 counts as 0. m frames stand for `(m - 1) * hop_length` samples. `n_iter` and `phase_period` are those of
+    `griffinlim`: a part that begins at a multiple of `phase_period` frames sounds, away from its ends, as in the whole.
 
-    >>> magnitude(64, 16).encode(jnp.ones((2, 160))).shape
+    >>> Magnitude(n_fft=64, hop_length=16).encode(jnp.ones((2, 160))).shape
     (2, 11, 33)
     """
 
-    def encode(y: Float[Array, "... samples"]) -> Float[Array, "... frames channels"]:
-        return jnp.maximum(jnp.abs(stft(y, n_fft=n_fft, hop_length=hop_length)), 1e-12).mT ** exponent
+    sample_rate: int = 16_000
+    n_fft: int = 1024
+    hop_length: int = 256
+    exponent: float = 0.5
+    n_iter: int = 32
+    phase_period: int | None = 64
 
-    def decode(x: Float[Array, "... frames channels"]) -> Float[Array, "... samples"]:
-        S = jnp.maximum(x.mT, 0) ** (1 / exponent)
-        sizes = dict(hop_length=hop_length, n_fft=n_fft)
-        X = stft(griffinlim(jax.lax.stop_gradient(S), n_iter=n_iter, **sizes), **sizes)
+    exact: ClassVar[bool] = False
+
+    def __post_init__(self):
+        super().__post_init__()
+        _at_least_one(phase_period=self.phase_period)
+
+    @property
+    def channels(self) -> int:
+        return self.n_fft // 2 + 1
+
+    def encode(self, y: Float[Array, "... samples"]) -> Float[Array, "... frames channels"]:
+        X = stft(y, n_fft=self.n_fft, hop_length=self.hop_length)
+        return jnp.maximum(jnp.abs(X), 1e-12).mT ** self.exponent
+
+    def decode(self, x: Float[Array, "... frames channels"]) -> Float[Array, "... samples"]:
+        S = jnp.maximum(x.mT, 0) ** (1 / self.exponent)
+        sizes: dict[str, Any] = dict(hop_length=self.hop_length, n_fft=self.n_fft)
+        y = griffinlim(jax.lax.stop_gradient(S), n_iter=self.n_iter, phase_period=self.phase_period, **sizes)
+        X = stft(y, **sizes)
         phase = X / jnp.maximum(jnp.abs(X), 1e-12)
-        return istft(S * jax.lax.stop_gradient(phase), hop_length=hop_length)
-
-    return Representation(encode, decode, hop_length)
+        return istft(S * jax.lax.stop_gradient(phase), hop_length=self.hop_length)
 
 
-def log_mel(
-    sr: float,
-    n_fft: int = 1024,
-    hop_length: int = 256,
-    n_mels: int = 80,
-    fmin: float = 0.0,
-    fmax: float | None = None,
-    floor_db: float = -100.0,
-    n_iter: int = 32,
-) -> Representation:
+@dataclass(frozen=True)
+class LogMel(_ShortTime):
     """Log-mel magnitudes, 0 dB mapped to 1 and `floor_db` to -1; decoded by mel inversion and Griffin-Lim.
 
-    >>> log_mel(8000, 256, 64, n_mels=20).encode(jnp.ones(640)).shape
+    m frames stand for `(m - 1) * hop_length` samples. `n_iter` and `phase_period` are as in `Magnitude`; but the mel
+    inversion rounds a part otherwise than the whole and Griffin-Lim amplifies that, to -30 dB in the worst frames.
+
+    >>> LogMel(8000, n_fft=256, hop_length=64, n_mels=20).encode(jnp.ones(640)).shape
     (11, 20)
     """
-    mel = dict(sr=sr, n_fft=n_fft, fmin=fmin, fmax=fmax, power=1.0)
 
-    def encode(y: Float[Array, "... samples"]) -> Float[Array, "... frames channels"]:
-        M = melspectrogram(y, hop_length=hop_length, n_mels=n_mels, **mel)
-        db = 20 * jnp.log10(jnp.maximum(M, 10 ** (floor_db / 20)))
-        return (1 - 2 * db / floor_db).mT
+    sample_rate: int = 16_000
+    n_fft: int = 1024
+    hop_length: int = 256
+    n_mels: int = 80
+    fmin: float = 0.0
+    fmax: float | None = None
+    floor_db: float = -100.0
+    n_iter: int = 32
+    phase_period: int | None = 64
 
-    def decode(x: Float[Array, "... frames channels"]) -> Float[Array, "... samples"]:
-        M = 10 ** ((1 - x.mT) * floor_db / 40)
-        return griffinlim(mel_to_stft(M, **mel), n_iter=n_iter, hop_length=hop_length, n_fft=n_fft)
+    exact: ClassVar[bool] = False
 
-    return Representation(encode, decode, hop_length)
+    def __post_init__(self):
+        super().__post_init__()
+        _at_least_one(n_mels=self.n_mels, phase_period=self.phase_period)
+        if self.floor_db >= 0:
+            raise ValueError(f"floor_db must be below 0 dB, got {self.floor_db}")
+
+    @property
+    def channels(self) -> int:
+        return self.n_mels
+
+    @property
+    def _mel(self) -> dict:
+        return dict(sr=self.sample_rate, n_fft=self.n_fft, fmin=self.fmin, fmax=self.fmax, power=1.0)
+
+    def encode(self, y: Float[Array, "... samples"]) -> Float[Array, "... frames channels"]:
+        M = melspectrogram(y, hop_length=self.hop_length, n_mels=self.n_mels, **self._mel)
+        db = 20 * jnp.log10(jnp.maximum(M, 10 ** (self.floor_db / 20)))
+        return (1 - 2 * db / self.floor_db).mT
+
+    def decode(self, x: Float[Array, "... frames channels"]) -> Float[Array, "... samples"]:
+        S = mel_to_stft(10 ** ((1 - x.mT) * self.floor_db / 40), **self._mel)
+        sizes: dict[str, Any] = dict(hop_length=self.hop_length, n_fft=self.n_fft)
+        return griffinlim(S, n_iter=self.n_iter, phase_period=self.phase_period, **sizes)
+
+
+REPRESENTATIONS: dict[str, type[Representation]] = {
+    "compressed_stft": CompressedStft,
+    "patches": Patches,
+    "magnitude": Magnitude,
+    "log_mel": LogMel,
+}
+
+
+def _at_least_one(**sizes: int | None) -> None:
+    for name, size in sizes.items():
+        if size is not None and size < 1:
+            raise ValueError(f"{name} must be at least 1, got {size}")
 
 
 class Normalization(NamedTuple):
@@ -147,14 +254,35 @@ class Normalization(NamedTuple):
     scale: Float[Array, " channels"]
 
 
-def normalize(normalization: Normalization) -> Representation:
-    """`(x - mean) / scale` per channel.
+def _of_the_inner(name: str) -> Any:
+    return property(operator.attrgetter(f"representation.{name}"))
 
-    >>> normalize(Normalization(jnp.ones(2), jnp.full(2, 4.0))).encode(jnp.full((1, 2), 9.0)).tolist()
+
+@dataclass(frozen=True, eq=False)
+class Normalized(Representation):
+    """The features of `representation`, less the mean and divided by the scale of their channel.
+
+    >>> pair = Normalized(Patches(size=2), Normalization(jnp.ones(2), jnp.full(2, 4.0)))
+    >>> pair.encode(jnp.full(2, 9.0)).tolist()
     [[2.0, 2.0]]
     """
-    mean, scale = normalization
-    return Representation(lambda x: (x - mean) / scale, lambda x: x * scale + mean)
+
+    representation: Representation
+    normalization: Normalization
+
+    sample_rate, hop_length, channels = map(_of_the_inner, ("sample_rate", "hop_length", "channels"))
+    exact, edge, phase_period = map(_of_the_inner, ("exact", "edge", "phase_period"))
+
+    def frames(self, samples: int) -> int:
+        return self.representation.frames(samples)
+
+    def encode(self, y: Float[Array, "... samples"]) -> Float[Array, "... frames channels"]:
+        mean, scale = self.normalization
+        return (self.representation.encode(y) - mean) / scale
+
+    def decode(self, x: Float[Array, "... frames channels"]) -> Float[Array, "... samples"]:
+        mean, scale = self.normalization
+        return self.representation.decode(x * scale + mean)
 
 
 def fit_normalization(
@@ -166,7 +294,7 @@ def fit_normalization(
     (the imaginary part of DC) is not blown up. `evenness` below 1 moves it, on a log scale, towards that common value:
     at 0 all channels are divided by one number and keep their proportions.
 
-    >>> fit_normalization(patches(1).encode, [np.array([[1.0, 3.0]])]).scale.tolist()
+    >>> fit_normalization(Patches(size=1).encode, [np.array([[1.0, 3.0]])]).scale.tolist()
     [1.0]
     """
     encode = jax.jit(encode)

@@ -112,7 +112,7 @@ def overlap_add(frames: Num[Array, "... frames length"], hop_length: int) -> Num
         return jnp.pad(block, [*lead, (0, 0), (0, hop_length - block.shape[-1])])
 
     def with_zeros(frames: Array) -> Array:
-        return sum(jnp.pad(columns(frames, k), [*lead, (k, edge - k), (0, 0)]) for k in range(runs))
+        return jnp.asarray(sum(jnp.pad(columns(frames, k), [*lead, (k, edge - k), (0, 0)]) for k in range(runs)))
 
     def in_parts(frames: Array) -> Array:
         inner = sum(columns(frames[..., edge - k : count - k, :], k) for k in range(runs))

@@ -10,6 +10,7 @@ is one `lax.scan` over layers. For generation `incremental` does one sample at a
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +36,7 @@ class CausalLayer(nnx.Module):
 class CausalWaveNet(nnx.Module):
     """`network(x [batch, samples], cond) -> [batch, samples, outputs]`: parameters of the distribution of each sample.
 
-    With `levels` > 0, x are that many classes and silence is the middle one; otherwise numbers in [-1, 1].
+    With `input_classes` > 0, x are that many classes and silence is the middle one; otherwise numbers in [-1, 1].
     `condition_features` > 0 adds condition frames of `condition_hop` samples each, held constant within a frame;
     `num_classes` > 0 adds a label embedding with dropout. Zero-initialised output: every sound begins equally likely.
     """
@@ -44,7 +45,7 @@ class CausalWaveNet(nnx.Module):
         self,
         outputs: int,
         *,
-        levels: int = 0,
+        input_classes: int = 0,
         channels: int = 64,
         skip_channels: int | None = None,
         layers: int = 30,
@@ -58,16 +59,21 @@ class CausalWaveNet(nnx.Module):
         rngs: nnx.Rngs,
     ):
         linear_options(compute_dtype)  # raises for an unknown one
-        self.compute_dtype = compute_dtype
-        self.levels, self.channels, self.condition_hop, self.remat = levels, channels, condition_hop, remat
+        self.compute_dtype: ComputeDtype = compute_dtype
+        self.input_classes, self.channels, self.condition_hop, self.remat = (
+            input_classes,
+            channels,
+            condition_hop,
+            remat,
+        )
         self.takes_frames = condition_features > 0
         self.dilations = tuple(2 ** (i % dilation_cycle) for i in range(layers))
         skip_channels = channels if skip_channels is None else skip_channels
-        table = jax.random.normal(rngs.params(), (levels or 1, channels))
+        table = jax.random.normal(rngs.params(), (input_classes or 1, channels))
         self.embedding = nnx.Param(table)  # a row per class, or one row times the sample
         self.label = LabelEmbedding(num_classes, channels, label_dropout, rngs=rngs) if num_classes else None
         condition = condition_features + (channels if num_classes else 0)
-        options = dict(compute_dtype=compute_dtype)
+        options: dict[str, Any] = dict(compute_dtype=compute_dtype)
         make = lambda rngs: CausalLayer(channels, skip_channels, condition, rngs=rngs, **options)  # noqa: E731
         self.layers = stack(make, layers, rngs)
         self.hidden = Projection(skip_channels, skip_channels, rngs=rngs, **options)
@@ -81,7 +87,7 @@ class CausalWaveNet(nnx.Module):
     @property
     def silence(self) -> int | float:
         """The input before the first sample."""
-        return self.levels // 2 if self.levels else 0.0
+        return self.input_classes // 2 if self.input_classes else 0.0
 
     def __call__(
         self, x: Num[Array, "batch samples"], cond: Condition = Condition(), *, rngs: nnx.Rngs | None = None
@@ -141,7 +147,7 @@ class CausalWaveNet(nnx.Module):
 
     def _embed(self, x: Array) -> Array:
         table = self.embedding[...]
-        return table[x] if self.levels else x[..., None] * table[0]
+        return table[x] if self.input_classes else x[..., None] * table[0]
 
     def _frames(self, cond: Condition, batch: int, samples: int, rngs: nnx.Rngs | None) -> Array | None:
         """Condition frames and class side by side, [batch, frames, channels]; one frame where there is only a class."""

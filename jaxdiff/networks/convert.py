@@ -6,7 +6,9 @@ embedding's table, ours evaluates the sines there.
 """
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -64,7 +66,7 @@ def diffwave_network(state: dict[str, np.ndarray], dilation_cycle: int = 10, dif
     each = [{ours: affine(f"residual_layers.{i}.{theirs}") for theirs, ours in _LAYER.items()} for i in range(layers)]
     if not each:
         raise ValueError("the state has no residual_layers; expected the state_dict of diffwave 0.1.7")
-    tree = {ours: affine(theirs) for theirs, ours in _OUTSIDE.items()}
+    tree: dict[str, Any] = {ours: affine(theirs) for theirs, ours in _OUTSIDE.items()}
     tree["layers"] = {o: {p: np.stack([e[o][p] for e in each]) for p in ("kernel", "bias")} for o in _LAYER.values()}
     kernels = [take(f"spectrogram_upsampler.conv{i}.weight") for i in (1, 2)]
     biases = [take(f"spectrogram_upsampler.conv{i}.bias") for i in (1, 2)]
@@ -90,13 +92,17 @@ def diffwave_network(state: dict[str, np.ndarray], dilation_cycle: int = 10, dif
     )
     graphdef, shapes = nnx.split(network)
     for where, expected in nnx.to_flat_state(shapes):
-        found = tree
-        for key in where:
-            found = found[key]
+        found = _at(tree, where)
         if found.shape != expected.shape:
             raise ValueError(f"{'.'.join(map(str, where))} has shape {found.shape}, expected {expected.shape}")
     nnx.replace_by_pure_dict(shapes, _as_jax(tree))
     return nnx.merge(graphdef, shapes)
+
+
+def _at(tree: Any, where: Iterable) -> Any:
+    for key in where:
+        tree = tree[key]
+    return tree
 
 
 def _as_jax(tree):

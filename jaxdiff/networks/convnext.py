@@ -8,12 +8,14 @@ with the layer scale g (Touvron et al. 2021), 1 / depth at first as in Vocos, an
 machine the depthwise convolution is a sum of shifted frames: a grouped convolution is slow on a CPU.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from .layers import ComputeDtype, Condition, Conditioner, linear_options, modulate, scan_blocks, stack
+from .layers import ComputeDtype, Condition, Conditioner, linear_options, modulate, output_init, scan_blocks, stack
 
 
 def depthwise(
@@ -28,8 +30,8 @@ def depthwise(
     margin = half * (dilation if reach is None else reach)
     padded = jnp.pad(h, ((0, 0), (margin, margin), (0, 0)))
     starts = [margin + (k - half) * dilation for k in range(len(kernel))]
-    return sum(
-        jax.lax.dynamic_slice_in_dim(padded, start, frames, axis=1) * w for start, w in zip(starts, kernel, strict=True)
+    return jnp.asarray(
+        sum(jax.lax.dynamic_slice_in_dim(padded, s, frames, axis=1) * w for s, w in zip(starts, kernel, strict=True))
     )
 
 
@@ -38,13 +40,13 @@ class Block(nnx.Module):
     MLP, biases zero."""
 
     def __init__(self, width: int, kernel: int, expansion: int, scale: float, dtype: ComputeDtype, rngs: nnx.Rngs):
-        xavier = dict(kernel_init=nnx.initializers.xavier_uniform(), rngs=rngs, **linear_options(dtype))
+        xavier: dict[str, Any] = dict(kernel_init=nnx.initializers.xavier_uniform(), rngs=rngs, **linear_options(dtype))
         zeros = nnx.initializers.zeros_init()
         self.depthwise = nnx.Param(jax.random.normal(rngs.params(), (kernel, width)) / kernel**0.5)
         self.modulation = nnx.Linear(width, 3 * width, kernel_init=zeros, rngs=rngs)
         self.mlp_input = nnx.Linear(width, expansion * width, **xavier)
         self.mlp_output = nnx.Linear(expansion * width, width, **xavier)
-        self.scale = nnx.Param(jnp.full(width, scale))
+        self.scale = nnx.Param(jnp.full(width, scale, jnp.float32))
 
     def __call__(
         self,
@@ -66,8 +68,7 @@ class ConvNeXt(nnx.Module):
     `kernel` taps (odd), with dilations 1, 2, 4 ... 2**(dilation_cycle - 1), repeated. `condition_features` > 0 adds
     conditioner frames (as many as network frames), projected and summed to the input. `num_classes` > 0 adds a label
     embedding that is dropped with `label_dropout` in training; with `self_conditioning` the condition's estimate of x0
-    is part of the input; `second_time` as in `Transformer`. `zero_output` False draws the last layer Xavier uniform: a
-    generator whose loss is spectral has no gradient at silence.
+    is part of the input; `second_time` as in `Transformer`, `zero_output` as in `output_init`.
     """
 
     def __init__(
@@ -97,9 +98,8 @@ class ConvNeXt(nnx.Module):
         self.input = nnx.Linear(2 * features if self_conditioning else features, width, rngs=rngs)
         self.condition = nnx.Linear(condition_features, width, rngs=rngs) if condition_features else None
         self.blocks = stack(lambda rngs: Block(width, kernel, expansion, 1 / depth, compute_dtype, rngs), depth, rngs)
-        zeros, xavier = nnx.initializers.zeros_init(), nnx.initializers.xavier_uniform()
-        self.modulation = nnx.Linear(width, 2 * width, kernel_init=zeros, rngs=rngs)
-        self.output = nnx.Linear(width, features, kernel_init=zeros if zero_output else xavier, rngs=rngs)
+        self.modulation = nnx.Linear(width, 2 * width, kernel_init=nnx.initializers.zeros_init(), rngs=rngs)
+        self.output = nnx.Linear(width, features, kernel_init=output_init(zero_output), rngs=rngs)
 
     @property
     def receptive_field(self) -> int:

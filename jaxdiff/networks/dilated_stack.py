@@ -101,7 +101,7 @@ def _forward(h, steps, c, weights, lengths, dilations, backward):
         tiles = winograd.Tiles(chunks.size, dilation)
         transformed = winograd.transform(kernel[: 3 * channels]) if tiled else None
 
-        def in_tiles(y: Array, start: Array) -> Array:
+        def in_tiles(y: Array, start: Array, transformed: Array) -> Array:
             """What the gates see, in the order of tiles."""
             near = chunks.slot(y, index % slots, start, beyond=2 * reach)
             z = winograd.convolve(near[:, reach + tiles.inputs], transformed) + bias
@@ -109,8 +109,8 @@ def _forward(h, steps, c, weights, lengths, dilations, backward):
 
         def chunk(carry, start):
             y, total, gates = carry
-            if tiled:
-                a, b = _gates(in_tiles(y, start))
+            if transformed is not None:
+                a, b = _gates(in_tiles(y, start, transformed))
                 gated, here = tiles.in_time(a * b), chunks.slot(y, index % slots, start + reach)
             else:
                 x = chunks.seen(y, index % slots, c, start, dilation)
@@ -177,10 +177,10 @@ def _stack_bwd(dilations, saved, d_total):
         d_step = own(d_y).sum(1) - d_h  # of what reached y beside the layer's h itself
         return (d_y, d_c), (d_step, tuple(d_weights))
 
-    begin = (nothing, None if c is None else jnp.zeros_like(c_filled))
+    begin = (nothing, None if c_filled is None else jnp.zeros_like(c_filled))
     inputs = (jnp.arange(layers), weights, jnp.asarray(dilations))
     (d_y, d_c), (d_steps, d_weights) = jax.lax.scan(layer, begin, inputs, reverse=True)
-    d_c = None if c is None else d_c[:, :frames]
+    d_c = None if d_c is None else d_c[:, :frames]
     return own(d_y), d_steps, d_c, jax.tree.map(lambda d: d.sum(1), d_weights), None
 
 

@@ -64,7 +64,7 @@ class Convolution(nnx.Module):
             half, height = self.rows // 2, z.shape[-3]
             z = jnp.pad(z, [(0, 0)] * (z.ndim - 3) + [(half, half), (0, 0), (0, 0)])
             parts = jnp.split(z, self.rows, axis=-1)
-            z = sum(jax.lax.slice_in_dim(part, k, k + height, axis=-3) for k, part in enumerate(parts))
+            z = jnp.asarray(sum(jax.lax.slice_in_dim(part, k, k + height, axis=-3) for k, part in enumerate(parts)))
         z = z.reshape(*z.shape[:-2], -1, len(bias))
         return jax.lax.slice_in_dim(z, 0, count, axis=-2) + bias
 
@@ -169,4 +169,4 @@ class Discriminators(nnx.Module):
 def _apart(weights: list[Weights], count: int) -> list[list[Weights]]:
     """Each discriminator's weights of those of a stack."""
     parts = [[jnp.split(leaf, count) for leaf in pair] for pair in weights]
-    return [[tuple(leaf[i][0] for leaf in pair) for pair in parts] for i in range(count)]
+    return [[(kernels[i][0], biases[i][0]) for kernels, biases in parts] for i in range(count)]

@@ -9,7 +9,7 @@ the last layer are float32; with "bfloat16" the factors of the other matrix prod
 """
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 ComputeDtype = Literal["float32", "bfloat16"]
+_Layer = TypeVar("_Layer", bound=nnx.Module)
 
 
 class Condition(NamedTuple):
@@ -118,6 +119,14 @@ def linear_options(compute_dtype: str) -> dict:
     return dict(dot_general=flat_product, **options[compute_dtype])
 
 
+def output_init(zero_output: bool) -> nnx.Initializer:
+    """How a network's last layer begins: at zero, or Xavier uniform for a generator whose loss is spectral.
+
+    Such a loss has no gradient at silence.
+    """
+    return nnx.initializers.zeros_init() if zero_output else nnx.initializers.xavier_uniform()
+
+
 def flat_product(x: Array, kernel: Array, dimension_numbers=None, **options) -> Array:
     """`x @ kernel` with all axes of `x` but the last as one: on a CPU its gradient takes two thirds of the time."""
     options.pop("out_sharding", None)
@@ -148,14 +157,14 @@ def taps(
 ) -> Float[Array, "batch frames three_channels"]:
     """Frames n - dilation, n and n + dilation side by side, zero beyond the ends: a product with a [3 channels, out]
     kernel is then a convolution. A traced dilation needs `reach`, the largest it can be."""
-    reach = dilation if reach is None else reach
+    margin = dilation if reach is None else reach
     frames = h.shape[1]
-    padded = jnp.pad(h, ((0, 0), (reach, reach), (0, 0)))
-    starts = (reach - dilation, reach, reach + dilation)
+    padded = jnp.pad(h, ((0, 0), (margin, margin), (0, 0)))
+    starts = (margin - dilation, margin, margin + dilation)
     return jnp.concatenate([jax.lax.dynamic_slice_in_dim(padded, s, frames, axis=1) for s in starts], axis=-1)
 
 
-def stack(make_layer: Callable[[nnx.Rngs], nnx.Module], count: int, rngs: nnx.Rngs) -> nnx.Module:
+def stack(make_layer: Callable[[nnx.Rngs], _Layer], count: int, rngs: nnx.Rngs) -> _Layer:
     """`count` layers made alike, their parameters stacked on a new first axis, for `scan_layers`."""
     graphdef, _ = nnx.split(make_layer(nnx.Rngs(0)))
     params = jax.vmap(lambda key: nnx.split(make_layer(nnx.Rngs(key)))[1])(jax.random.split(rngs.params(), count))

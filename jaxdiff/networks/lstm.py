@@ -7,12 +7,14 @@ Without peepholes, and with z = W x_n + U h_{n-1} + b cut into four:
 W x is one matrix product over all frames; only U h is inside the scan over time.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from .layers import ComputeDtype, Condition, Conditioner, apply_layer, linear_options
+from .layers import ComputeDtype, Condition, Conditioner, apply_layer, linear_options, output_init
 
 
 class Layer(nnx.Module):
@@ -27,7 +29,9 @@ class Layer(nnx.Module):
     ):
         self.bidirectional, self.compute_dtype = bidirectional, compute_dtype
         streams = 2 if bidirectional else 1
-        options = dict(kernel_init=nnx.initializers.glorot_uniform(), rngs=rngs, **linear_options(compute_dtype))
+        options: dict[str, Any] = dict(
+            kernel_init=nnx.initializers.glorot_uniform(), rngs=rngs, **linear_options(compute_dtype)
+        )
         forget = jnp.zeros((streams, 4, width)).at[:, 1].set(1.0).ravel()
         self.input = nnx.Linear(streams * width, streams * 4 * width, bias_init=lambda *_: forget, **options)
         square = nnx.initializers.orthogonal()
@@ -66,7 +70,7 @@ class LSTM(nnx.Module):
     Time, class and `condition_features` conditioner frames (as many as network frames) are projected and summed to the
     input. `num_classes` > 0 adds a label embedding that is dropped with `label_dropout` in training; with
     `self_conditioning` the condition's estimate of x0 is part of the input; `second_time` as in `Transformer`.
-    Zero-initialised output.
+    Zero-initialised output (`zero_output`, see `output_init`).
     """
 
     def __init__(
@@ -81,6 +85,7 @@ class LSTM(nnx.Module):
         label_dropout: float = 0.1,
         self_conditioning: bool = False,
         second_time: bool = False,
+        zero_output: bool = True,
         remat: bool = False,
         compute_dtype: ComputeDtype = "float32",
         rngs: nnx.Rngs,
@@ -90,9 +95,9 @@ class LSTM(nnx.Module):
         self.conditioner = Conditioner(streams, num_classes, label_dropout, second_time, rngs=rngs)
         self.input = nnx.Linear(2 * features if self_conditioning else features, streams, rngs=rngs)
         self.condition = nnx.Linear(condition_features, streams, rngs=rngs) if condition_features else None
-        options = dict(bidirectional=bidirectional, compute_dtype=compute_dtype, rngs=rngs)
+        options: dict[str, Any] = dict(bidirectional=bidirectional, compute_dtype=compute_dtype, rngs=rngs)
         self.layers = nnx.List([Layer(width, **options) for _ in range(depth)])
-        self.output = nnx.Linear(streams, features, kernel_init=nnx.initializers.zeros_init(), rngs=rngs)
+        self.output = nnx.Linear(streams, features, kernel_init=output_init(zero_output), rngs=rngs)
 
     receptive_field = None  # the whole input, or the whole past
 

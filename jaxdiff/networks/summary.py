@@ -5,7 +5,7 @@ loop run to its end (XLA's own cost analysis counts a loop's body once). Element
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +32,7 @@ class Summary(NamedTuple):
     flops: float
 
     def __str__(self) -> str:
-        wide, kinds = (max(len(row[i]) for row in self.rows) for i in (0, 1))
+        wide, kinds = max(len(row.name) for row in self.rows), max(len(row.kind) for row in self.rows)
         lines = [f"{r.name:{wide}s}  {r.kind:{kinds}s}  {r.parameters:>12,}" for r in self.rows]
         field = "the whole input" if self.receptive_field is None else f"{self.receptive_field:,.1f} ms"
         return "\n".join(
@@ -67,7 +67,7 @@ def summarize(
     t = jax.ShapeDtypeStruct((1,), jnp.float32)
     inputs = (x, t, cond) if inputs is None else inputs
     per_call = flops(lambda params, *inputs: nnx.merge(graphdef, params)(*inputs), params, *inputs)
-    reach = network.receptive_field
+    reach: float | None = getattr(network, "receptive_field")  # noqa: B009 (an nnx.Module in general has none)
     return Summary(
         tuple(rows.values()),
         sum(row.parameters for row in rows.values()),
@@ -76,7 +76,7 @@ def summarize(
     )
 
 
-def _kind(network: nnx.Module, keys: list) -> str:
+def _kind(network: Any, keys: list) -> str:
     for key in keys:
         network = network[key] if isinstance(key, int) else getattr(network, key)
     return type(network).__name__

@@ -112,7 +112,9 @@ def _unpickled(program: bytes, path) -> Any:
                     stack.append(memo[argument])
                 case "GLOBAL":
                     if argument not in _CALLS and argument not in _STORAGES:
-                        raise ValueError(f"{path} names {argument.replace(' ', '.')}, which no tensor needs; refused")
+                        raise ValueError(
+                            f"{path} names {str(argument).replace(' ', '.')}, which no tensor needs; refused"
+                        )
                     stack.append(_Global(argument))
                 case "BINPERSID":
                     stack.append(_storage(stack.pop()))

@@ -10,6 +10,8 @@ local structure by convolution, distant by attention) and attention to condition
 cannot tell the first frame from the last; where sounds begin with the crop, `absolute_positions` can.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,6 +26,7 @@ from .layers import (
     conditioning,
     linear_options,
     modulate,
+    output_init,
     scan_blocks,
     sinusoids,
     stack,
@@ -52,7 +55,9 @@ class Block(nnx.Module):
     ):
         self.heads, self.dropout, self.window, self.compute_dtype = heads, dropout, window, compute_dtype
         self.branches = 2 + convolution + (token_features > 0)
-        xavier = dict(kernel_init=nnx.initializers.xavier_uniform(), rngs=rngs, **linear_options(compute_dtype))
+        xavier: dict[str, Any] = dict(
+            kernel_init=nnx.initializers.xavier_uniform(), rngs=rngs, **linear_options(compute_dtype)
+        )
         zeros = nnx.initializers.zeros_init()
         self.modulation = nnx.Linear(width, 3 * self.branches * width, kernel_init=zeros, rngs=rngs)
         self.qkv = nnx.Linear(width, 3 * width, **xavier)
@@ -76,10 +81,11 @@ class Block(nnx.Module):
     ) -> Array:
         modulations = iter(jnp.split(modulation, 3 * self.branches, axis=-1))
         valid = cond.valid(h.shape[1])
-        dtype = dict(compute_dtype=self.compute_dtype)
+        dtype: dict[str, Any] = dict(compute_dtype=self.compute_dtype)
 
         def convolve(x: Array) -> Array:
             x = x if valid is None else x * valid[..., None]
+            assert self.gated is not None and self.convolved is not None
             gate, signal = jnp.split(self.gated(taps(x, dilation, reach)), 2, axis=-1)
             return self.convolved(jax.nn.sigmoid(gate) * jnp.tanh(signal))
 
@@ -89,6 +95,8 @@ class Block(nnx.Module):
             )
 
         def attend_to_tokens(x: Array) -> Array:
+            assert self.query is not None and self.key_value is not None and self.token_output is not None
+            assert cond.tokens is not None
             kv = self.key_value(cond.tokens)
             return self.token_output(cross_attention(self.query(x), kv, self.heads, mask=cond.token_mask, **dtype))
 
@@ -122,7 +130,7 @@ class Transformer(nnx.Module):
     `absolute_positions` adds the sinusoids of Vaswani et al. 2017 (section 3.5) to the input; with `self_conditioning`
     the condition's estimate of x0 is part of it. `second_time` lets the network jump to a time r <= t: an embedding of
     t - r is added to that of t, zero at first, so that an ordinary network's weights can be continued; without r it is
-    r = t.
+    r = t. `zero_output` as in `output_init`.
     """
 
     def __init__(
@@ -143,6 +151,7 @@ class Transformer(nnx.Module):
         absolute_positions: bool = False,
         self_conditioning: bool = False,
         second_time: bool = False,
+        zero_output: bool = True,
         remat: bool = False,
         compute_dtype: ComputeDtype = "float32",
         rngs: nnx.Rngs,
@@ -159,13 +168,13 @@ class Transformer(nnx.Module):
         self.condition = nnx.Linear(condition_features, width, rngs=rngs) if condition_features else None
         self.time_1, self.time_2 = nnx.Linear(256, width, rngs=rngs), nnx.Linear(width, width, rngs=rngs)
         self.label = LabelEmbedding(num_classes, width, label_dropout, rngs=rngs) if num_classes else None
-        options = dict(
+        options: dict[str, Any] = dict(
             window=window, token_features=token_features, convolution=dilation_cycle > 0, compute_dtype=compute_dtype
         )
         self.blocks = stack(lambda rngs: Block(width, heads, mlp_ratio, dropout, **options, rngs=rngs), depth, rngs)
-        zeros = dict(kernel_init=nnx.initializers.zeros_init(), rngs=rngs)
+        zeros: dict[str, Any] = dict(kernel_init=nnx.initializers.zeros_init(), rngs=rngs)
         self.modulation = nnx.Linear(width, 2 * width, **zeros)
-        self.output = nnx.Linear(width, features, **zeros)
+        self.output = nnx.Linear(width, features, kernel_init=output_init(zero_output), rngs=rngs)
         self.jump_1 = nnx.Linear(256, width, rngs=rngs) if second_time else None
         self.jump_2 = nnx.Linear(width, width, **zeros) if second_time else None
 
@@ -190,8 +199,7 @@ class Transformer(nnx.Module):
             h = h + sinusoids(jnp.arange(frames, dtype=jnp.float32), 1e4 ** (-np.arange(width // 2) / (width // 2)))
         if self.condition is not None and cond.frames is not None:
             h = h + self.condition(cond.frames)
-        drops = rngs is not None and self.dropout > 0
-        keys = jax.random.split(rngs.dropout(), self.depth) if drops else None
+        keys = jax.random.split(rngs.dropout(), self.depth) if rngs is not None and self.dropout > 0 else None
         apply = lambda block, h, items, x: block(h, *items, *x, max(self.dilations))  # noqa: E731
         xs = keys, jnp.asarray(self.dilations)
         items = lambda block: (block.modulation(c), cond)  # noqa: E731

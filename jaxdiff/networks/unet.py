@@ -10,6 +10,8 @@ Layer norm acts on each frame alone, where Ho et al. normalise over time: frames
 multiple of 2**(levels - 1) and are zero for every convolution, then change nothing.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -24,6 +26,7 @@ from .layers import (
     layer_norm,
     linear_options,
     modulate,
+    output_init,
     taps,
 )
 
@@ -51,8 +54,9 @@ class ResidualBlock(nnx.Module):
         compute_dtype: ComputeDtype = "float32",
         rngs: nnx.Rngs,
     ):
-        self.heads, self.compute_dtype = heads, compute_dtype
-        options = dict(rngs=rngs, **linear_options(compute_dtype))
+        self.heads = heads
+        self.compute_dtype: ComputeDtype = compute_dtype
+        options: dict[str, Any] = dict(rngs=rngs, **linear_options(compute_dtype))
         self.modulation = nnx.Linear(embedding, 2 * channels, kernel_init=_ZEROS, rngs=rngs)
         self.conv_1 = nnx.Linear(3 * channels_in, channels, kernel_init=_HE, **options)
         self.conv_2 = nnx.Linear(3 * channels, channels, kernel_init=_ZEROS, **options)
@@ -68,7 +72,7 @@ class ResidualBlock(nnx.Module):
         y = self.conv_1(taps(_masked(jax.nn.silu(layer_norm(h)), valid)))
         y = self.conv_2(taps(_masked(jax.nn.silu(modulate(y, shift, scale)), valid)))
         h = y + (h if self.shortcut is None else self.shortcut(h))
-        if self.qkv is None:
+        if self.qkv is None or self.attention_output is None:
             return h
         qkv = self.qkv(layer_norm(h))
         return h + self.attention_output(self_attention(qkv, self.heads, valid=valid, compute_dtype=self.compute_dtype))
@@ -83,7 +87,8 @@ class UNet(nnx.Module):
     embedding that is dropped with `label_dropout` in training; with `self_conditioning` the condition's estimate of x0
     is part of the input; `second_time` as in `Transformer`.
 
-    Zero-initialised output; blocks begin as the identity; the other kernels He or LeCun normal.
+    Zero-initialised output (`zero_output`, see `output_init`); blocks begin as the identity; the other kernels He or
+    LeCun normal.
     """
 
     def __init__(
@@ -100,6 +105,7 @@ class UNet(nnx.Module):
         label_dropout: float = 0.1,
         self_conditioning: bool = False,
         second_time: bool = False,
+        zero_output: bool = True,
         remat: bool = False,
         compute_dtype: ComputeDtype = "float32",
         rngs: nnx.Rngs,
@@ -118,7 +124,7 @@ class UNet(nnx.Module):
         self.conditioner = Conditioner(embedding, num_classes, label_dropout, second_time, rngs=rngs)
         self.input = nnx.Linear(2 * features if self_conditioning else features, width, rngs=rngs)
         self.condition = nnx.Linear(condition_features, width, rngs=rngs) if condition_features else None
-        options = dict(rngs=rngs, **linear_options(compute_dtype))
+        options: dict[str, Any] = dict(rngs=rngs, **linear_options(compute_dtype))
 
         def level(index: int, channels_in: int):
             channels, attends = width * 2**index, index >= levels - attention_levels
@@ -134,7 +140,7 @@ class UNet(nnx.Module):
         self.bottom = level(levels - 1, width * 2 ** (levels - 1))
         self.double = nnx.List([nnx.Linear(width * 2 ** (i + 1), 2 * width * 2**i, **options) for i in upper])
         self.up = nnx.List([level(i, 2 * width * 2**i) for i in upper])
-        self.output = nnx.Linear(width, features, kernel_init=_ZEROS, rngs=rngs)
+        self.output = nnx.Linear(width, features, kernel_init=output_init(zero_output), rngs=rngs)
 
     @property
     def receptive_field(self) -> int | None:

@@ -9,6 +9,8 @@ The layers are one `lax.scan` with the dilation as data: the three taps are slic
 convolution is one matrix product. On the CPU `dilated_stack` does the same in chunks of time.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +18,17 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from .dilated_stack import dilated_stack
-from .layers import ComputeDtype, Condition, LabelEmbedding, linear_options, product, scan_layers, sinusoids, stack
+from .layers import (
+    ComputeDtype,
+    Condition,
+    LabelEmbedding,
+    linear_options,
+    output_init,
+    product,
+    scan_layers,
+    sinusoids,
+    stack,
+)
 
 UPSAMPLER_STRIDES = {16: (4, 4), 64: (8, 8), 128: (16, 8), 256: (16, 16), 512: (32, 16)}
 
@@ -41,7 +53,7 @@ class Projection(nnx.Module):
         compute_dtype: ComputeDtype = "float32",
         rngs: nnx.Rngs,
     ):
-        self.compute_dtype = compute_dtype
+        self.compute_dtype: ComputeDtype = compute_dtype
         self.kernel = _he(rngs, features_in, features_out)
         self.bias = nnx.Param(jnp.zeros(features_out))
         self.gain = nnx.Param(jnp.linalg.norm(self.kernel[...], axis=0)) if weight_norm else None
@@ -69,7 +81,7 @@ class Upsampler(nnx.Module):
     """
 
     def __init__(self, hop: int, *, weight_norm: bool = False, compute_dtype: ComputeDtype = "float32", rngs: nnx.Rngs):
-        self.compute_dtype = compute_dtype
+        self.compute_dtype: ComputeDtype = compute_dtype
         if hop not in UPSAMPLER_STRIDES:
             raise ValueError(
                 f"condition_hop {hop} has no upsampler; use 1 (frames line up) or one of {list(UPSAMPLER_STRIDES)}"
@@ -157,7 +169,8 @@ class WaveNet(nnx.Module):
     `authors_form` counts as the paper does, 2.64 M parameters: weight normalisation on every convolution and an
     upsampler per layer. Without it (one upsampler, plain weights) BASE is the same function class with 2.62 M.
 
-    Zero-initialised output; He normal convolutions; linear layers uniform in +-1/sqrt(fan in).
+    Zero-initialised output (`zero_output`, see `output_init`); He normal convolutions; linear layers uniform in
+    +-1/sqrt(fan in).
     """
 
     def __init__(
@@ -175,6 +188,7 @@ class WaveNet(nnx.Module):
         label_dropout: float = 0.1,
         authors_form: bool = False,
         self_conditioning: bool = False,
+        zero_output: bool = True,
         compute_dtype: ComputeDtype = "float32",
         remat: bool = False,
         rngs: nnx.Rngs,
@@ -184,7 +198,7 @@ class WaveNet(nnx.Module):
         self.diffusion_steps, self.remat, self.layer_count = diffusion_steps, remat, layers
         self.dilations = tuple(2 ** (i % dilation_cycle) for i in range(layers))
         upsampled = condition_features > 0 and condition_hop > 1
-        options = dict(weight_norm=authors_form, compute_dtype=compute_dtype, rngs=rngs)
+        options: dict[str, Any] = dict(weight_norm=authors_form, compute_dtype=compute_dtype, rngs=rngs)
         self.input = Projection(2 * features if self_conditioning else features, channels, **options)
         self.step_1 = nnx.Linear(128, embedding, kernel_init=_torch_uniform, rngs=rngs)
         self.step_2 = nnx.Linear(embedding, embedding, kernel_init=_torch_uniform, rngs=rngs)
@@ -203,7 +217,7 @@ class WaveNet(nnx.Module):
             rngs,
         )
         self.skip = Projection(channels, channels, **options)
-        self.output = nnx.Linear(channels, features, kernel_init=nnx.initializers.zeros_init(), rngs=rngs)
+        self.output = nnx.Linear(channels, features, kernel_init=output_init(zero_output), rngs=rngs)
 
     @property
     def receptive_field(self) -> int:
@@ -257,6 +271,7 @@ class WaveNet(nnx.Module):
         else:
             kernel = jnp.concatenate([kernel, layers.condition.weights()], axis=1)
             bias = bias + layers.condition.bias[...]
+        assert layers.step.bias is not None
         steps = jnp.einsum("be,lec->lbc", e, layers.step.kernel[...]) + layers.step.bias[...][:, None]
         weights = (kernel, bias, layers.output.weights(), layers.output.bias[...])
         return dilated_stack(h, steps, c, weights, self.dilations, lengths)

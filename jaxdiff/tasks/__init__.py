@@ -1,10 +1,14 @@
-"""What is known and what is made: a task turns a batch of raw crops into x0 and a condition, inside the program.
+"""Tasks: what is known and what is made. Each file is one; `task.py` says what a task is."""
 
-A task is two pure functions: `example` for training, `condition` for use. Each file here is one task.
-"""
+from .generate import Generate as Generate
+from .task import Batch as Batch
+from .task import Example as Example
+from .task import Given as Given
+from .task import Known as Known
+from .task import Needs as Needs
+from .task import NoRequest as NoRequest
+from .task import Task as Task
+from .vocode import Vocode as Vocode
+from .vocode import spectral_envelope as spectral_envelope
 
-from .examples import Example as Example
-from .examples import Task as Task
-from .generation import generation as generation
-from .vocoding import spectral_envelope as spectral_envelope
-from .vocoding import vocoding as vocoding
+TASKS = {"generate": Generate, "vocode": Vocode}  # the names of `task.kind` and of the commands

@@ -1,8 +1,8 @@
 """Checkpoints that know what they are and notice when they were damaged: the only file that touches Orbax.
 
-A step directory holds `model` (averaged weights, normalisation), `train` (the rest of the TrainState) and `meta` (the
-whole configuration and class names), and last a manifest with the sha256 of every file. A step without a manifest, or
-whose files do not match it, is passed over in favour of the one before.
+A step directory holds `model` (averaged weights, normalisation), `train` (the rest of the TrainState) and `meta` (a
+format number, the whole configuration and class names), and last a manifest with the sha256 of every file. A step
+without a manifest, or whose files do not match it, is passed over in favour of the one before.
 """
 
 import hashlib
@@ -38,8 +38,8 @@ def _manager(directory: Path, keep: int | None = 2) -> ocp.CheckpointManager:
 def save(directory: Path, state: TrainState, normalization: Any, meta: dict[str, Any]) -> Path:
     """Write the checkpoint of `state.step` under `directory` and return its folder; the last two are kept."""
     step = int(state.step)
-    train = {name: value for name, value in state._asdict().items() if name != "ema_params"}
-    model = {"ema_params": state.ema_params, "normalization": normalization}
+    train = {name: value for name, value in state._asdict().items() if name != "average"}
+    model = {"ema_params": state.average, "normalization": normalization}
     with _manager(directory) as manager:
         manager.save(
             step,
@@ -55,7 +55,7 @@ def save_averages(directory: Path, state: TrainState) -> Path:
     """Write the power-function averages of `state.step` under `directory`, where all steps are kept."""
     step = int(state.step)
     with _manager(directory, keep=None) as manager:
-        manager.save(step, args=ocp.args.Composite(averages=ocp.args.StandardSave(_named(state.averages))), force=True)
+        manager.save(step, args=ocp.args.Composite(averages=ocp.args.StandardSave(_named(state.profiles))), force=True)
     return _seal(Path(directory) / str(step))
 
 
@@ -132,16 +132,19 @@ def restore_model(directory: Path, step: int, like: dict[str, Any]) -> dict[str,
 
 
 def restore_state(directory: Path, step: int, like: TrainState, normalization: Any) -> tuple[TrainState, Any]:
-    """The whole TrainState and the normalisation, shaped and sharded as given."""
-    train = {name: value for name, value in like._asdict().items() if name != "ema_params"}
-    model = {"ema_params": like.ema_params, "normalization": normalization}
+    """The whole TrainState and the normalisation, shaped and sharded as given.
+
+    Raises CheckpointError for a state of an older format, which makes sound but cannot be trained on.
+    """
+    train = {name: value for name, value in like._asdict().items() if name != "average"}
+    model = {"ema_params": like.average, "normalization": normalization}
     found = _restore(
         directory,
         step,
         train=ocp.args.StandardRestore(_abstract(train)),
         model=ocp.args.StandardRestore(_abstract(model)),
     )
-    return TrainState(ema_params=found["model"]["ema_params"], **found["train"]), found["model"]["normalization"]
+    return TrainState(average=found["model"]["ema_params"], **found["train"]), found["model"]["normalization"]
 
 
 def _abstract(tree: Any) -> Any:

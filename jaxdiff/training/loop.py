@@ -8,8 +8,9 @@ import contextlib
 import json
 import math
 import signal
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,52 +21,49 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from .state import TrainState
 
 
-class Hooks(NamedTuple):
-    """What the loop calls: `save(state)`, `sample(state)` for pictures and sounds, `snapshot(state)` of averages."""
+class Every(NamedTuple):
+    """`call(state, metrics)` every so many steps (0: never), with the means of what was logged last."""
 
-    save: Callable[[TrainState], None]
-    sample: Callable[[TrainState], None]
-    snapshot: Callable[[TrainState], None] = lambda state: None
+    steps: int
+    call: Callable[[TrainState, dict[str, float]], Any]
 
 
 class TrainingError(RuntimeError):
     """Training cannot go on; the message says at which step and why."""
 
 
-def train(
+def loop(
     train_step: Callable,
     state: TrainState,
     batches: Iterator[Any],
-    hooks: Hooks,
+    save: Callable[[TrainState], Any],
     *,
     steps: int,
-    seconds_per_step: float,
-    log_path: Path,
+    seconds_per_step: float = 0.0,
+    log_path: Path | None = None,
     log_every: int = 20,
-    sample_every: int = 0,
     save_every: int = 1000,
-    snapshot_every: int = 0,
+    events: Sequence[Every] = (),
 ) -> tuple[TrainState, int | None]:
     """Train up to step `steps`; returns the last state, saved, and the signal that ended training early (or None).
 
     `batches` yields device batches from `state.step` on; `seconds_per_step` is the audio in one. Intervals are in
     steps, 0 means never. Raises TrainingError when the loss is not finite; the last saved state is then intact.
     """
-    step, saved, window = int(state.step), None, []
-    with _signals() as caught, _progress(step, steps) as show, log_path.open("a", encoding="utf-8") as log:
+    step, saved, window, values = int(state.step), None, [], {}
+    with _signals() as caught, _progress(step, steps) as show, _log(log_path) as write:
         begin = time.perf_counter()
         while step < steps and not caught:
             state, metrics = train_step(state, next(batches))
             step += 1
             window.append(metrics)
             save_due = step == steps or bool(caught) or (save_every > 0 and step % save_every == 0)
-            if step % log_every == 0 or save_due:  # a loss is looked at before its state is saved
+            due = [event for event in events if event.steps and step % event.steps == 0]
+            if (log_every and step % log_every == 0) or save_due or due:  # a loss is seen before its state is saved
                 values = _mean(window)
-                elapsed = time.perf_counter() - begin
-                rate = len(window) / elapsed
+                rate = len(window) / (time.perf_counter() - begin)
                 row = {"step": step, **values, "steps_per_s": rate, "audio_s_per_s": rate * seconds_per_step}
-                log.write(json.dumps(row) + "\n")
-                log.flush()
+                write(row)
                 show(step, row)
                 if not math.isfinite(values["loss"]):
                     raise TrainingError(
@@ -74,17 +72,25 @@ def train(
                     )
                 window, begin = [], time.perf_counter()
             before = time.perf_counter()
-            if sample_every and step % sample_every == 0:
-                hooks.sample(state)
-            if snapshot_every and (step % snapshot_every == 0 or step == steps):
-                hooks.snapshot(state)
             if save_due:
-                hooks.save(state)
+                save(state)
                 saved = step
-            begin += time.perf_counter() - before  # sampling and saving are not training time
+            for event in due:
+                event.call(state, values)
+            begin += time.perf_counter() - before  # saving and what else is due are not training time
         if saved != step:
-            hooks.save(state)
+            save(state)
     return state, caught[0] if caught else None
+
+
+@contextlib.contextmanager
+def _log(path: Path | None) -> Iterator[Callable[[dict], None]]:
+    """Appends rows to a file of JSON lines."""
+    if path is None:
+        yield lambda row: None
+        return
+    with path.open("a", encoding="utf-8") as file:
+        yield lambda row: print(json.dumps(row), file=file, flush=True)
 
 
 def _mean(window: list[dict[str, Any]]) -> dict[str, float]:
@@ -94,8 +100,12 @@ def _mean(window: list[dict[str, Any]]) -> dict[str, float]:
 
 @contextlib.contextmanager
 def _signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM instead of dying; a second SIGINT interrupts as usual."""
+    """Collect SIGINT and SIGTERM instead of dying; a second SIGINT interrupts as usual. Off the main thread, where
+    Python allows no handlers, signals do what they did before."""
     caught: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield caught
+        return
 
     def note(number: int, _frame) -> None:
         caught.append(number)

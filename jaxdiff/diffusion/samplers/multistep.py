@@ -1,13 +1,13 @@
 """Samplers that remember: one evaluation per step, and a polynomial through the last few of them.
 
-A step integrates the polynomial exactly on the grid as it is. Adams-Bashforth (LMS) does so for the slope in the noise
-share s; the exponential ones for x0_hat in u = log(alpha / sigma), whose step h has the exact solution
+A step integrates the polynomial exactly, however the times are spaced. Adams-Bashforth (LMS) does so for the slope in
+the noise share s; the exponential ones for x0_hat in u = log(alpha / sigma), whose step h has the exact solution
 
     x' = (sigma' / sigma) e^(-eta h) x + alpha' (1 + eta) int_0^h e^(-(1 + eta)(h - u)) x0_hat(u) du + noise
 
 (DPM-Solver++, Lu et al. 2022, eq. 8, and with eta = 1 its SDE form, eq. 18). History is only counted where it exists:
 the first steps, and those from alpha = 0 or to sigma = 0, where h is infinite, have a lower order. They do not spoil
-order p if they are small, of the size steps^(-p / 2), as on a cosine grid.
+order p if they are small, of the size steps^(-p / 2), as at cosine times.
 """
 
 from itertools import pairwise
@@ -54,11 +54,11 @@ def adams_bashforth(order: int = 4) -> Sampler:
     _check_order("adams_bashforth", order, 4)
 
     def sample(denoiser: Denoiser, schedule: Schedule, x_T: Array, times: Array, key: Key[Array, "*batch"]) -> Array:
-        def step(carry, grid):
+        def step(carry, interval):
             x, history = carry
-            here, there = (levels(schedule, t) for t in grid)
+            here, there = (levels(schedule, t) for t in interval)
             y, h = x / here.scale, there.share - here.share
-            nodes, slopes = _remember(history, (y - denoiser(x, grid[0])) / here.share)
+            nodes, slopes = _remember(history, (y - denoiser(x, interval[0])) / here.share)
             y = y + h * _mean([h**k / (k + 1) for k in range(order)], nodes, slopes)
             return (there.scale * y, (nodes - h, slopes)), None
 
@@ -99,9 +99,9 @@ def dpmpp(order: int = 2, eta: float = 0.0) -> Sampler:
     _check_order("dpmpp", order, 3)
 
     def sample(denoiser: Denoiser, schedule: Schedule, x_T: Array, times: Array, key: Key[Array, "*batch"]) -> Array:
-        def step(carry, grid):
+        def step(carry, interval):
             x, history = carry
-            t, t_next, i = grid
+            t, t_next, i = interval
             here, there = levels(schedule, t), levels(schedule, t_next)
             ratio = noise_ratio(here, there)
             h = -jnp.log(ratio)
@@ -126,9 +126,9 @@ def unipc(order: int = 2) -> Sampler:
     _check_order("unipc", order, 3)
 
     def sample(denoiser: Denoiser, schedule: Schedule, x_T: Array, times: Array, key: Key[Array, "*batch"]) -> Array:
-        def step(carry, grid):
+        def step(carry, interval):
             predicted, x, (nodes, values) = carry
-            t_before, t, t_next, i = grid
+            t_before, t, t_next, i = interval
             before, here, there = (levels(schedule, t) for t in (t_before, t, t_next))
             x0_hat = denoiser(predicted, t)
 
@@ -144,8 +144,8 @@ def unipc(order: int = 2) -> Sampler:
             return (predicted, x, (nodes - h, values)), None
 
         start = x_T, x_T, _history(order, x_T, times.dtype)
-        grid = jnp.concatenate([times[:1], times[:-2]]), times[:-1], times[1:], jnp.arange(len(times) - 1)
-        return jax.lax.scan(step, start, grid)[0][0]
+        intervals = jnp.concatenate([times[:1], times[:-2]]), times[:-1], times[1:], jnp.arange(len(times) - 1)
+        return jax.lax.scan(step, start, intervals)[0][0]
 
     return sample
 

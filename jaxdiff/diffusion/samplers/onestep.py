@@ -1,7 +1,7 @@
 """Samplers that use nothing of the step before: Runge-Kutta in the noise share, and the second-order DPM-Solvers.
 
 A Runge-Kutta step over h = s' - s takes slopes k_j = (x - x0_hat) / s at stages between the two times and adds
-h sum_j b_j k_j. At s = 0 that slope is 0 / 0, so a stage at the data repeats the one before and costs nothing: the last
+h sum_j b_j k_j. That slope is 0 / 0 at s = 0, so a stage at the data repeats the one before and costs nothing: the last
 step of Heun is Euler's.
 
 DPM-Solver (Lu et al. 2022a, algorithm 4), DPM-Solver++ 2S (Lu et al. 2022b, algorithm 1) and EDM (Karras et al. 2022)
@@ -120,7 +120,7 @@ def edm(s_churn: float = 40.0, s_noise: float = 1.003, s_min: float = 0.05, s_ma
 def dpm2(denoiser: Denoiser, schedule: Schedule, x_T: Array, times: Array, key: Key[Array, "*batch"]) -> Array:
     """DPM-Solver-2 (Lu et al. 2022a, algorithm 4), a stage half-way in time: order 2, two evaluations per step.
 
-    It extrapolates eps, for which steps that start with next to no signal are long: prefer a grid that is dense there.
+    It extrapolates eps, for which steps that start with next to no signal are long: prefer times that are dense there.
     """
     return scan(
         lambda x, t, t_next, i: _two_stages("eps", denoiser, schedule, x, t, (t + t_next) / 2, t_next), x_T, times

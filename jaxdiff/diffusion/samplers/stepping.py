@@ -71,8 +71,8 @@ def draw(key: Key[Array, "*batch"], count: Array, x: Array) -> Array:
 
 def scan(step: Callable, x_T: Array, times: Array) -> Array:
     """Apply `step(x, t, t_next, i)` over neighbouring times."""
-    grid = (times[:-1], times[1:], jnp.arange(len(times) - 1))
-    return jax.lax.scan(lambda x, g: (step(x, *g), None), x_T, grid)[0]
+    intervals = (times[:-1], times[1:], jnp.arange(len(times) - 1))
+    return jax.lax.scan(lambda x, interval: (step(x, *interval), None), x_T, intervals)[0]
 
 
 def time_at(schedule: Schedule, share: Array, low: Array, high: Array) -> Array:

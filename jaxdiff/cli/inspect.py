@@ -1,0 +1,131 @@
+"""`jaxdiff info`, `search-times` and `export`: look at a trained model, tune it, pack it."""
+
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import tyro
+from rich.console import Console
+
+_out = Console(highlight=False, soft_wrap=True)
+
+Directory = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DIR")]
+
+
+@dataclass(frozen=True)
+class Info:
+    """Show what a model is: task, size, data, checkpoint."""
+
+    directory: Directory
+    """work directory of a run, an exported file, or the name of a shipped model"""
+    debug: bool = False
+    """show the traceback of an error"""
+
+    def run(self) -> int:
+        from jaxdiff.config import to_dict, to_yaml
+        from jaxdiff.inference import load
+
+        p = load(self.directory)
+        for warning in p.warnings:
+            print(f"jaxdiff: warning: passed over {warning}", file=sys.stderr)
+        if p.config is None:
+            raise ValueError(f"{self.directory}: was trained in Python, and no configuration describes it")
+        config, r = p.config, p.model.representation
+        sampling = [f"{k} {v}" for k, v in p.facts(p.sampling).items() if k != "checkpoint"]
+        kinds = {name: to_dict(config)[name]["kind"] for name in ("task", "network", "representation", "method")}
+        rows = {
+            "run": self.directory,
+            "checkpoint": f"step {p.step} of {config.train.steps}, sha256 {p.fingerprint}",
+            **kinds,
+            "representation": f"{kinds['representation']}, {r.channels} features a frame, "
+            f"{p.sample_rate / r.hop_length:g} frames/s",
+            "data": f"{config.data.path}, {p.sample_rate} Hz, crops of {config.data.seconds:g} s",
+            "classes": ", ".join(p.classes) or "none",
+            "sampling": ", ".join(sampling) or "one pass",
+        }
+        for name, value in rows.items():
+            _out.print(f"{name:15s} {value}", markup=False)
+        _out.print(f"\n{p.summary()}\n\n{to_yaml(config)}", markup=False)
+        return 0
+
+
+@dataclass(frozen=True)
+class SearchTimes:
+    """Find the best N times for a trained model and keep them beside its checkpoint.
+
+    They are found by gradient descent through the sampler, towards what many steps make of the same noise. To use them:
+    jaxdiff generate DIR --sampler SAMPLER --steps N --spacing searched.
+    """
+
+    directory: Directory
+    """work directory of a run"""
+    steps: int
+    """sampling steps"""
+    sampler: str | None = None
+    """a deterministic one (the configuration's)"""
+    count: int = 16
+    """sounds to search on, and as many others to judge on"""
+    iterations: int = 60
+    """steps of gradient descent"""
+    seed: int = 0
+    """of the noise"""
+    sounds: Path | None = None
+    """for a model that works on sounds: a folder of at least twice as many"""
+    debug: bool = False
+    """show the traceback of an error"""
+
+    def run(self) -> int:
+        from jaxdiff.data import Crop, sound_files
+        from jaxdiff.data.crops import Place
+        from jaxdiff.inference import load
+        from jaxdiff.inference.times import search, write_times
+
+        pipeline = load(self.directory)
+        _out.print(f"searching: {self.iterations} steps of descent on {self.count} sounds, compilation first")
+        waves = None
+        if self.sounds is not None:
+            r, files = pipeline.model.representation, sound_files([self.sounds])[: 2 * self.count]
+            cut = Crop(round(pipeline.seconds * r.sample_rate), r.sample_rate, "start")
+            waves = np.stack([cut.cut(f, Place(r.sample_rate, 0.0, pipeline.seconds)) for f in files])
+        options: dict[str, Any] = dict(sampler=self.sampler, count=self.count, seed=self.seed)
+        found = search(pipeline, steps=self.steps, **options, iterations=self.iterations, waves=waves)
+        path = write_times(self.directory, found)
+        _out.print(" ".join(f"{t:.4f}" for t in found.times), markup=False)
+        _out.print(
+            f"mean squared error {found.error:.3g}, before the search {found.error_before:.3g}; kept in {path}; to use "
+            f"them:\n  jaxdiff generate {shlex.quote(str(self.directory))} --out out --sampler {found.sampler} "
+            f"--steps {self.steps} --spacing searched",
+            markup=False,
+        )
+        return 0
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write a trained model as one file of averaged weights with its configuration, which every command reads."""
+
+    directory: Directory
+    """work directory of a run"""
+    out: Path
+    """the file, NAME.safetensors"""
+    half: bool = False
+    """store float16, half the size"""
+    overwrite: bool = False
+    """replace the file"""
+    debug: bool = False
+    """show the traceback of an error"""
+
+    def run(self) -> int:
+        if self.out.exists() and not self.overwrite:
+            raise ValueError(f"--out {self.out}: exists; give another, or --overwrite to replace it")
+        if self.out.suffix != ".safetensors":
+            raise ValueError(f"--out {self.out}: an exported model is a .safetensors file; give it that extension")
+        from jaxdiff.inference import export, load
+
+        self.out.parent.mkdir(parents=True, exist_ok=True)
+        path = export(load(self.directory), self.out, half=self.half)
+        _out.print(f"{path}: {path.stat().st_size / 2**20:.1f} MiB", markup=False)
+        return 0

@@ -1,0 +1,85 @@
+"""The command `jaxdiff`: what is wrong is said in one sentence before any work.
+
+Exit codes: 0 done, 1 the data or a checkpoint cannot be used, 2 the command or configuration is wrong, 130 and 143
+interrupted by Ctrl-C and SIGTERM with everything saved. Heavy imports happen inside the commands, so `--help` is quick.
+"""
+
+import re
+import sys
+
+import tyro
+
+from jaxdiff import __version__
+
+from .features import Features
+from .inspect import Export, Info, SearchTimes
+from .run import Generate, Vocode
+from .train import Train, print_help
+
+_DESCRIPTION = "Audio diffusion: train a model on a folder of sound, make new sound with it."
+_DATA_ERRORS = {"AudioError", "CheckpointError", "TrainingError"}  # by name: their modules take a second to import
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run a command line and leave with its exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    if argv == ["--version"]:
+        print(f"jaxdiff {__version__}")
+        raise SystemExit(0)
+    argv, overrides = _split_overrides(argv)
+    if argv[:1] == ["train"] and {"-h", "--help"} & set(argv):
+        print_help()
+    command = tyro.cli(
+        Train | Generate | Vocode | SearchTimes | Features | Info | Export,
+        prog="jaxdiff",
+        description=_DESCRIPTION,
+        args=argv or ["--help"],
+    )
+    try:
+        if isinstance(command, Train):
+            code = command.run(overrides)
+        elif overrides:
+            raise ValueError(f"--{next(iter(overrides))}: configuration keys can be given to train only")
+        else:
+            code = command.run()
+    except KeyboardInterrupt:
+        code = 130
+    except Exception as error:
+        if command.debug:
+            raise
+        code = _explain(error)
+    raise SystemExit(code)
+
+
+def _explain(error: Exception) -> int:
+    """Print an expected error as one sentence and return its exit code; anything else names itself."""
+    message = " ".join(str(error).split())
+    if _DATA_ERRORS & {c.__name__ for c in type(error).__mro__}:
+        code = 1
+    elif isinstance(error, ValueError):
+        code = 2
+    elif isinstance(error, OSError):
+        code, message = 1, f"{error.filename or 'file system'}: {error.strerror or error}"
+    else:
+        code, message = 1, f"{type(error).__name__}: {message}; run again with --debug for the traceback"
+    print(f"jaxdiff: error: {message}", file=sys.stderr)
+    return code
+
+
+def _split_overrides(argv: list[str]) -> tuple[list[str], dict[str, str]]:
+    """Take `--group.key value` and `--group.key=value` out of the arguments: dots mark configuration keys."""
+    rest, overrides, i = [], {}, 0
+    while i < len(argv):
+        match = re.fullmatch(r"--([a-z_]+(?:\.[A-Za-z_-]+)+)(?:=(.*))?", argv[i], re.DOTALL)
+        if match is None:
+            rest.append(argv[i])
+        elif match[2] is not None:
+            overrides[match[1].replace("-", "_")] = match[2]
+        elif i + 1 < len(argv):
+            i += 1
+            overrides[match[1].replace("-", "_")] = argv[i]
+        else:
+            print(f"jaxdiff: error: {argv[i]} needs a value", file=sys.stderr)
+            raise SystemExit(2)
+        i += 1
+    return rest, overrides

@@ -1,0 +1,136 @@
+"""From corpora to batches of raw crops: a Grain pipeline whose batch is a function of (seed, step) alone.
+
+Each epoch is a new permutation of the recordings. A crop starts at a random place of a long recording ("random") or
+at its beginning ("start": one-shots, whose onset matters) and is zero-padded when the recording is shorter. Beside its
+wave an example may hold further sounds by name: crops of a recording drawn from another corpus (noise, rooms), or the
+same place of the recording's partner (a target). A corpus that fits in memory is decoded once. What can run on the
+device (level, features, noise) is left to the training step.
+"""
+
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from .corpora import Corpus, Recording
+from .files import AudioError, Channels, read_audio
+
+Sounds = dict[str, np.ndarray]  # "wave" and further sounds [batch, samples] float32, "label" int32 (-1: no class)
+Example = dict[str, Any]  # one of them, its label a scalar
+
+
+class Place(NamedTuple):
+    """Where a crop is cut: `rate` in Hz at which the file is read, `offset` and `seconds` in seconds of it."""
+
+    rate: int
+    offset: float
+    seconds: float
+
+
+Part = Callable[[Path, Place], np.ndarray]  # reads a place of a file: samples at its rate
+
+
+class Crop(NamedTuple):
+    """How a recording becomes a training example; `speed` s draws playback speeds from 2**-s to 2**s octaves."""
+
+    samples: int
+    sample_rate: int
+    position: Literal["random", "start"] = "random"
+    channels: Channels = "mix"
+    speed: float = 0.0
+
+    def place(self, seconds: float, rng: np.random.Generator) -> Place:
+        """Where to cut a recording of that many seconds; randomness from `rng` alone."""
+        octaves = rng.uniform(-self.speed, self.speed) if self.speed else 0.0
+        rate = round(self.sample_rate * 2**-octaves)  # played back at sample_rate: speed and pitch x 2**octaves
+        length = self.samples / rate
+        slack = max(0.0, seconds - length)
+        return Place(rate, rng.uniform(0, slack) if self.position == "random" else 0.0, length)
+
+    def cut(self, path: Path, place: Place, *, part: Part | None = None) -> np.ndarray:
+        """The crop [samples] float32 at a place of a file; `part` reads it, None: from the file."""
+        y = (part or self._from_file)(path, place)[: self.samples]
+        return np.pad(y, (0, self.samples - len(y))).astype(np.float32)
+
+    def read(self, recording: Recording, rng: np.random.Generator, *, part: Part | None = None) -> Example:
+        """A crop of one recording and its class."""
+        wave = self.cut(recording.path, self.place(recording.seconds, rng), part=part)
+        return {"wave": wave, "label": np.int32(-1 if recording.label is None else recording.label)}
+
+    def _from_file(self, path: Path, place: Place) -> np.ndarray:
+        return read_audio(path, place.rate, channels=self.channels, offset=place.offset, seconds=place.seconds)
+
+    def from_memory(self) -> Part:
+        """Decodes a recording once and keeps it, at the crop's rate: for crops without `speed`."""
+
+        @functools.cache
+        def whole(path: Path) -> np.ndarray:
+            return read_audio(path, self.sample_rate, channels=self.channels)
+
+        return lambda path, at: whole(path)[round(at.offset * at.rate) :][: round(at.seconds * at.rate)]
+
+
+class Further(NamedTuple):
+    """Sounds that come with a crop: by name, corpora to draw from (`drawn`) and corpora of partners (`paired`)."""
+
+    drawn: Mapping[str, Corpus] = {}
+    paired: Mapping[str, Corpus] = {}
+
+    @property
+    def seconds(self) -> float:
+        return sum(corpus.seconds for corpus in (*self.drawn.values(), *self.paired.values()))
+
+
+def _partners(corpus: Corpus, other: Corpus) -> dict[Path, Path]:
+    """The file of `other` with the same path below its root, whatever the extension, for every file of `corpus`."""
+    there = {r.path.relative_to(other.root).with_suffix(""): r.path for r in other.recordings}
+    pairs = {r.path: there.get(r.path.relative_to(corpus.root).with_suffix("")) for r in corpus.recordings}
+    missing = [path for path, partner in pairs.items() if partner is None]
+    if missing:
+        raise AudioError(f"{missing[0]}: has no partner of the same name in {other.root} ({len(missing)} have none)")
+    return {path: partner for path, partner in pairs.items() if partner is not None}
+
+
+def batches(
+    corpus: Corpus,
+    crop: Crop,
+    batch: int,
+    seed: int,
+    *,
+    start: int = 0,
+    process: tuple[int, int] = (0, 1),
+    memory: float = 0,
+    further: Further = Further(),
+) -> Iterator[Sounds]:
+    """Endless batches from step `start` on; reading and resampling run ahead in threads.
+
+    Batch k is the same whether the iterator began at 0 or at k. `process` (index, count) gives each host its share of
+    the recordings, kept decoded when `memory` bytes hold them all. Raises AudioError when a recording turns out
+    damaged, or has no partner in a paired corpus.
+    """
+    import grain  # takes half a second, which an error in a configuration need not wait for
+
+    source = grain.MapDataset.source(corpus.recordings).seed(seed)[process[0] :: process[1]]
+    if len(source) == 0:
+        raise AudioError(f"{corpus.root}: {len(corpus.recordings)} recordings are too few for {process[1]} processes")
+    fits = 4 * crop.sample_rate * (corpus.seconds + further.seconds) / process[1] <= memory and not crop.speed
+    part = crop.from_memory() if fits else None
+    partners = {name: _partners(corpus, other) for name, other in further.paired.items()}
+
+    def read(recording: Recording, rng: np.random.Generator) -> Example:
+        place = crop.place(recording.seconds, rng)
+        label = np.int32(-1 if recording.label is None else recording.label)
+        example: Example = {"wave": crop.cut(recording.path, place, part=part), "label": label}
+        for name, paths in partners.items():
+            example[name] = crop.cut(paths[recording.path], place, part=part)
+        for name, other in further.drawn.items():
+            drawn = other.recordings[rng.integers(len(other.recordings))]
+            example[name] = crop.cut(drawn.path, crop.place(drawn.seconds, rng), part=part)
+        return example
+
+    data = source.shuffle().repeat(None).random_map(read).batch(batch, drop_remainder=True)
+    iterator = iter(data.to_iter_dataset(grain.ReadOptions(num_threads=4, prefetch_buffer_size=2 * batch)))
+    iterator.set_state({"next_index": start})
+    return iterator

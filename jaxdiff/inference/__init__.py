@@ -1,0 +1,6 @@
+"""Trained models in use: load them, make sounds with them, of any length."""
+
+from .load import export as export
+from .load import load as load
+from .outputs import Output as Output
+from .pipeline import Pipeline as Pipeline

@@ -1,0 +1,77 @@
+"""Sounds of any length by windows of one length, so that one program of constant memory makes them all.
+
+Windows begin `advance` samples after one another and overlap by the rest. Each is right where it is far from its cut
+ends; neighbours are joined by a short cross-fade in the middle of their overlap. The noise that sampling begins with is
+a function of the place in the sound, not in the window, so that neighbours make the same sound where they overlap.
+"""
+
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key
+
+from jaxdiff.diffusion import noise
+
+_LATER = 0x6C617465  # sets these keys apart from those that samplers fold with the number of a step
+
+
+def starts(samples: int, window: int, advance: int) -> range:
+    """Where windows begin that cover so many samples; the last may reach beyond the end.
+
+    >>> list(starts(25, 10, 6)), list(starts(9, 10, 6))
+    ([0, 6, 12, 18], [0])
+    """
+    count = 1 + max(0, -(-(samples - window) // advance))
+    return range(0, count * advance, advance)
+
+
+def cut(wave: Float[np.ndarray, "... samples"], start: int, window: int) -> Float[np.ndarray, "... window"]:
+    """A window of a sound, zero beyond its end."""
+    piece = wave[..., start : start + window]
+    return np.pad(piece, [(0, 0)] * (wave.ndim - 1) + [(0, window - piece.shape[-1])])
+
+
+def join(
+    whole: Float[np.ndarray, "... samples"], piece: Float[np.ndarray, "... window"], start: int, overlap: int
+) -> None:
+    """Put a window in its place of `whole`, after those before it: a raised-cosine cross-fade over a quarter of the
+    `overlap`, in its middle."""
+    fade = overlap // 4 if start else 0
+    low = start + (overlap - fade) // 2 if start else 0
+    piece = piece[..., low - start :][..., : max(0, whole.shape[-1] - low)]
+    ramp = np.ones(piece.shape[-1], np.float32)
+    ramp[:fade] = (0.5 - 0.5 * np.cos(np.pi * (np.arange(fade) + 0.5) / max(fade, 1)))[: len(ramp)]
+    place = whole[..., low : low + piece.shape[-1]]
+    place += ramp * (piece - place)
+
+
+def later_key(key: Key[Array, ""], block: Int[Array, ""]) -> Key[Array, ""]:
+    """The key of a block or window of a sound: `key` itself for the first, so that a short sound is what it was."""
+    other = jax.random.fold_in(jax.random.fold_in(key, _LATER), block)
+    data = jnp.where(block == 0, jax.random.key_data(key), jax.random.key_data(other))
+    return jax.random.wrap_key_data(data, impl=jax.random.key_impl(key))
+
+
+def windowed_noise(
+    keys: Key[Array, " batch"], first: Int[Array, " batch"], frames: int, channels: int
+) -> Float[Array, "batch frames channels"]:
+    """Unit noise for windows of `frames` that begin at frame `first` of their sounds: the same at the same frame.
+
+    It comes in blocks of as many frames; the first is `noise(key, (frames, channels))`, whose rows are also those of
+    any shorter sound.
+    """
+
+    def one(key: Array, first: Array) -> Array:
+        block = first // frames
+        two = [noise(later_key(key, block + i), (frames, channels)) for i in (0, 1)]
+        return jax.lax.dynamic_slice_in_dim(jnp.concatenate(two), first - block * frames, frames)
+
+    return jax.vmap(one)(keys, first)
+
+
+def groups(jobs: list, size: int) -> Iterator[list]:
+    """Jobs `size` at a time."""
+    for first in range(0, len(jobs), size):
+        yield jobs[first : first + size]

@@ -1,0 +1,154 @@
+"""Trained models from disk: a run's folder, an exported file, or the name of a model that ships with the package."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdiff import config as configuration
+from jaxdiff.config import Config, ConfigError, from_dict, to_dict
+from jaxdiff.data.files import atomic
+from jaxdiff.features import Normalization, Normalized
+from jaxdiff.methods import Method, Model
+from jaxdiff.training import CheckpointError, checkpoints
+from jaxdiff.training.ema import reconstruct
+
+from .pipeline import Pipeline
+
+SHIPPED = Path(__file__).parent.parent / "weights"  # NAME/weights.safetensors
+_KEY = "jaxdiff"  # of an exported file's header
+
+
+def load(
+    name: str | Path, *, ema: float | None = None, model: Model | None = None, method: Method | None = None
+) -> Pipeline:
+    """A model ready for use: the newest undamaged checkpoint of a run's folder, a file that `export` wrote, or the name
+    of a shipped model.
+
+    `ema` takes instead of the weights averaged in training the average of relative width `ema` (0.04 to 0.2) as of the
+    last snapshot, for runs with `train.posthoc_ema`. A run that was trained in Python with parts of one's own needs its
+    `model` and `method` again. Raises CheckpointError when there is no checkpoint or snapshot.
+    """
+    path = Path(name)
+    if path.suffix == ".safetensors" or path.is_file():
+        return _load_file(path)
+    shipped = SHIPPED / str(name) / "weights.safetensors"
+    if not path.exists() and Path(name).name == str(name) and shipped.is_file():
+        return _load_file(shipped)
+    return _load_run(path, ema, model, method)
+
+
+def shapes(model: Model) -> dict[str, Any]:
+    """What a checkpoint's model part holds: averaged weights and the fitted normalisation (None without)."""
+    vector: Any = jax.ShapeDtypeStruct((model.representation.channels,), jnp.float32)
+    return {
+        "ema_params": model.network.shapes(),
+        "normalization": Normalization(vector, vector) if isinstance(model.representation, Normalized) else None,
+    }
+
+
+def _load_run(directory: Path, ema: float | None, model: Model | None, method: Method | None) -> Pipeline:
+    step, problems = checkpoints.latest(directory / "checkpoints")
+    meta = checkpoints.read_meta(directory / "checkpoints", step)
+    config = None if meta["config"] is None else from_dict({"format": 1, **meta["config"]})
+    if config is not None:
+        model, method = configuration.model(config, tuple(meta["classes"]), None), config.method
+    if model is None or method is None:
+        raise CheckpointError(
+            f"{directory}: was trained in Python with parts of its own; give load(..., model=, method=) as in train"
+        )
+    like = shapes(model)
+    found = checkpoints.restore_model(directory / "checkpoints", step, like)
+    params, fingerprint = found["ema_params"], checkpoints.fingerprint(directory / "checkpoints", step)
+    if ema is not None:
+        snapshots = checkpoints.read_averages(directory / "snapshots", like["ema_params"])
+        step = snapshots[-1].step
+        params = jax.tree.map(jnp.asarray, reconstruct(snapshots, step, ema))
+        fingerprint = f"{fingerprint} ema {ema:g} at {step}"
+    about: dict[str, Any] = dict(step=step, fingerprint=fingerprint, directory=directory, warnings=tuple(problems))
+    if config is None:
+        return Pipeline(model, method, params, seconds=meta["seconds"], **about)
+    return pipeline_of(config, tuple(meta["classes"]), params, found["normalization"], **about)
+
+
+def pipeline_of(
+    config: Config, classes: tuple[str, ...], params: Any, normalization: Normalization | None, **about: Any
+) -> Pipeline:
+    """The pipeline of a configuration with trained weights."""
+    model = configuration.model(config, classes, normalization)
+    return Pipeline(
+        model,
+        config.method,
+        params,
+        seconds=config.data.seconds,
+        sampling=config.sampling,
+        config=config,
+        **about,
+    )
+
+
+def export(pipeline: Pipeline, path: str | Path, *, half: bool = False) -> Path:
+    """Write a model as one safetensors file with its configuration inside, which `load` reads anywhere.
+
+    `half` stores weights as float16; they are float32 again when loaded. Raises ConfigError for models of one's own
+    parts, which no configuration describes, and for another extension than .safetensors.
+    """
+    from safetensors.numpy import save_file
+
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise ConfigError(f"{path}: an exported model is a .safetensors file; give it that extension")
+    if pipeline.config is None:
+        raise ConfigError("a model of parts of its own has no configuration to export; keep its run's folder")
+    representation = pipeline.model.representation
+    normalization = representation.normalization if isinstance(representation, Normalized) else None
+    tensors = {f"params/{name}": np.asarray(leaf) for name, leaf in _named(pipeline.params)}
+    if half:
+        tensors = {name: leaf.astype(np.float16) for name, leaf in tensors.items()}
+    if normalization is not None:
+        tensors |= {f"normalization/{name}": np.asarray(v) for name, v in normalization._asdict().items()}
+    about = {"config": to_dict(pipeline.config), "classes": list(pipeline.classes), "step": pipeline.step}
+    with atomic(path) as temporary:
+        save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, temporary, {_KEY: json.dumps(about)})
+    return path
+
+
+def _load_file(path: Path) -> Pipeline:
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file of weights")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            about = json.loads((file.metadata() or {})[_KEY])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise CheckpointError(f"{path}: is not a model that jaxdiff export wrote ({error})") from None
+    config, classes = from_dict({"format": 1, **about["config"]}), tuple(about["classes"])
+    like = shapes(configuration.model(config, classes, None))
+
+    def take(name: str, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        if name not in tensors or tensors[name].shape != leaf.shape:
+            got = tensors[name].shape if name in tensors else "nothing"
+            raise CheckpointError(f"{path}: {name} should have the shape {leaf.shape}, got {got}")
+        return jnp.asarray(tensors[name], leaf.dtype)
+
+    leaves = [take(f"params/{name}", leaf) for name, leaf in _named(like["ema_params"])]
+    params = jax.tree.unflatten(jax.tree.structure(like["ema_params"]), leaves)
+    normalization = None
+    if config.normalize.enabled:
+        fields = like["normalization"]._asdict().items()
+        normalization = Normalization(**{name: take(f"normalization/{name}", leaf) for name, leaf in fields})
+    fingerprint = hashlib.sha256(path.read_bytes()).hexdigest()
+    return pipeline_of(
+        config, classes, params, normalization, step=about["step"], fingerprint=fingerprint, directory=path.parent
+    )
+
+
+def _named(tree: Any) -> list[tuple[str, Any]]:
+    """Leaves of a nested dict by their path, in the order of `jax.tree`."""
+    return [("/".join(str(k.key) for k in path), leaf) for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]]

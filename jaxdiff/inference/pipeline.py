@@ -1,0 +1,338 @@
+"""From a trained model to sounds: `pipeline(...)` generates, or works on the sounds that it is given.
+
+One program goes from what is known and noise through the sampler to decoded sound; it is compiled once for windows of
+one length, and sounds of any length, rate and number of channels are made of those (`chunks.py`). Item i draws from
+`fold_in(key(seed), i)` alone, so that it is the same sound in any batch.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from jaxdiff.config import Config, ConfigError
+from jaxdiff.data import read_audio
+from jaxdiff.data.files import audio_info, resample
+from jaxdiff.diffusion import noise, spaced_times
+from jaxdiff.features import Normalized
+from jaxdiff.methods import Autoregression, Method, Model, Sampling
+from jaxdiff.methods.method import SpacingName
+from jaxdiff.networks import Params, Summary, summarize
+from jaxdiff.tasks import Batch, Known
+
+from . import chunks
+from .outputs import Output
+from .times import read_times
+
+MAX_BATCH = 16
+MAX_SECONDS = 4 * 3600.0
+OVERLAP_SECONDS = 2.0  # of two windows of a sound that is worked on, and at least ...
+OVERLAP_FRAMES = 128  # ... that many frames: Griffin-Lim is heard over 28 and a network of eight layers over 24
+
+Sound = np.ndarray | str | Path
+
+
+class Pipeline:
+    """A trained model, ready for use.
+
+    Attributes: `model`, `method`, `params` (averaged weights), `sampling` (how sounds are made when a call does not
+    say), `seconds` (of a training crop), `window_seconds` (of the windows in which a sound is worked on: a shorter one
+    costs as much), `classes`, `sample_rate` (Hz); for a run also `config`, `step` (training steps of the checkpoint),
+    `fingerprint` (sha256 that names its bytes), `directory`, `warnings` (newer checkpoints passed over as damaged).
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        method: Method,
+        params: Params,
+        *,
+        seconds: float = 1.0,
+        window_seconds: float = 8.0,
+        sampling: Sampling = Sampling(),
+        config: Config | None = None,
+        step: int = 0,
+        fingerprint: str = "",
+        directory: Path | None = None,
+        warnings: tuple[str, ...] = (),
+    ):
+        self.model, self.method, self.params, self.sampling, self.seconds = model, method, params, sampling, seconds
+        self.window_seconds, self.config, self.step, self.fingerprint = window_seconds, config, step, fingerprint
+        self.directory, self.warnings = directory, warnings
+        self.classes, self.sample_rate = model.task.classes, model.representation.sample_rate
+        self._program = functools.lru_cache(maxsize=16)(self._compile)
+
+    def __repr__(self) -> str:
+        r = self.model.representation
+        r = r.representation if isinstance(r, Normalized) else r
+        names = [type(part).__name__ for part in (self.model.task, self.method, r)]
+        classes = f", classes {', '.join(self.classes)}" if self.classes else ""
+        return f"<Pipeline {', '.join(names)} at {self.sample_rate} Hz, step {self.step}{classes}>"
+
+    # What is asked for ----------------------------------------------------------------------------------------------
+
+    def __call__(
+        self,
+        sound: Sound | Sequence[Sound] | None = None,
+        *,
+        sr: float | None = None,
+        count: int | None = None,
+        seconds: float | None = None,
+        labels: str | int | Sequence[str | int | None] | None = None,
+        seed: int = 0,
+        request: Any = None,
+        **knobs: Any,
+    ) -> Output:
+        """Sounds of a model that generates, or of a task that begins with a sound.
+
+        `sound` is an array [samples] or [channels, samples] at `sr` Hz, a path, or a list of them; the output has its
+        length, rate and channels. Without it `count` sounds (1) of `seconds` (the training crop's) are made; `labels`
+        names the class of all or of each in turn, and None takes the classes in turn. `request` are options of the
+        task, and `knobs` those fields of `Sampling` that the method has a use for, or `times`, an array that falls from
+        1 to 0. Raises ConfigError for what cannot be met and AudioError for a file that cannot be used.
+        """
+        task = self.model.task
+        sampling, times = self._resolve(knobs)
+        request = task.Request() if request is None else request
+        if not 0 <= seed < 2**32:
+            raise ConfigError(f"seed {seed}: expected 0 to {2**32 - 1}")
+        if task.needs_sound != (sound is not None):
+            needs = "works on a sound: give an array and its sr, a path, or a list of them"
+            raise ConfigError(
+                f"this model {needs}"
+                if task.needs_sound
+                else "this model generates from noise and a class alone; leave the sound away"
+            )
+        facts = {"seed": seed, **self.facts(sampling)}
+        if sound is None:
+            count, seconds = 1 if count is None else count, self.seconds if seconds is None else seconds
+            return self._generate(count, seconds, labels, seed, request, sampling, times, facts)
+        sounds = [sound] if isinstance(sound, np.ndarray | Array | str | Path) else sound
+        made, rates, about = [], [], []
+        for i, one in enumerate(sounds):
+            wave, rate = self._read(one, sr)
+            made.append(self._process(wave, rate, seed, i, request, sampling, times))
+            rates.append(rate)
+            about.append({**facts, "item": i, "source": str(one) if isinstance(one, str | Path) else None})
+        return Output(made, rates, about)
+
+    def _resolve(self, knobs: dict[str, Any]) -> tuple[Sampling, tuple[float, ...]]:
+        """The wanted values, the pipeline's own where they are None, and the times."""
+        own = {name: value for name, value in knobs.items() if value is not None}
+        times = own.pop("times", None)
+        for name in [*own, *([] if times is None else ["steps"])]:
+            if name not in self.method.knobs:
+                has = f"it has {', '.join(sorted(self.method.knobs))}" if self.method.knobs else "it has none"
+                raise ConfigError(f"{name}: method {type(self.method).__name__} has no such option; {has}")
+        sampling = dataclasses.replace(self.sampling, **own)
+        if "steps" not in self.method.knobs or self.method.schedule is None:
+            return sampling, ()
+        if "sampler" in self.method.knobs:
+            try:
+                self.method.sampler(sampling)
+            except ValueError as error:
+                raise ConfigError(str(error)) from None
+        if sampling.spacing not in get_args(SpacingName):
+            known = ", ".join(get_args(SpacingName))
+            raise ConfigError(f"spacing {sampling.spacing!r} is unknown; use one of {known}")
+        if times is not None:
+            times = np.asarray(times, np.float64)
+            if times.ndim != 1 or len(times) < 2 or times[0] != 1 or times[-1] != 0 or not (np.diff(times) < 0).all():
+                raise ConfigError("times: expected at least two numbers that fall from 1 to 0")
+            return dataclasses.replace(sampling, steps=len(times) - 1, spacing="own"), tuple(times.tolist())
+        if sampling.steps < 1:
+            raise ConfigError(f"steps {sampling.steps}: must be at least 1")
+        if sampling.spacing == "searched":
+            if callable(sampling.sampler) or not self.method.samplers:
+                raise ConfigError("spacing searched: is for the named samplers of a method; use another, or times=...")
+            found = read_times(self.directory, self._sampler(sampling), sampling.steps, self.fingerprint)
+            return sampling, found.times
+        return sampling, tuple(
+            np.asarray(spaced_times(self.method.schedule, sampling.steps, sampling.spacing)).tolist()
+        )
+
+    def _sampler(self, sampling: Sampling) -> str:
+        return sampling.sampler or next(iter(self.method.samplers))
+
+    def facts(self, sampling: Sampling) -> dict[str, Any]:
+        """What a sidecar says of how a sound was made."""
+        knobs = {k: getattr(sampling, k) for k in sorted(self.method.knobs)}
+        if "sampler" in knobs:
+            knobs["sampler"] = self._sampler(sampling) if not callable(sampling.sampler) else "own"
+        knobs = {k: v for k, v in knobs.items() if not (isinstance(v, float) and math.isinf(v))}
+        return {"checkpoint": {"step": self.step, "sha256": self.fingerprint}, **knobs}
+
+    # What is made ---------------------------------------------------------------------------------------------------
+
+    def _compile(
+        self, sampling: Sampling, times: tuple[float, ...], request: Any, long: bool, continued: bool
+    ) -> Callable:
+        """`(params, batch, keys, window, first, kept) -> wave, x0` as one program; `first` is the frame at which number
+        `window` of a long sound begins."""
+        representation, task = self.model.representation, self.model.task
+        sample = self.method.make_sample(self.model, sampling, jnp.asarray(times, jnp.float32))
+
+        def program(params: Params, batch: Batch, keys: Array, window: Array, first: Array, kept: Any):
+            given = task.given(representation, batch, request)
+            given = given._replace(kept=kept) if continued else given
+            size = (len(keys), representation.frames(batch["wave"].shape[-1]), representation.channels)
+            start = chunks.windowed_noise(keys, first, *size[1:]) if long else noise(keys, size)
+            x0 = sample(params, given, start, jax.vmap(chunks.later_key)(keys, window) if long else keys)
+            return task.finish(representation, x0, given), x0
+
+        return jax.jit(program)
+
+    def _generate(self, count, seconds, labels, seed, request, sampling, times, facts) -> Output:
+        if count < 1:
+            raise ConfigError(f"count {count}: make at least 1")
+        if not 0 < seconds <= MAX_SECONDS:
+            raise ConfigError(f"seconds {seconds}: expected more than 0 and at most {MAX_SECONDS:g}")
+        wanted = max(1, round(seconds * self.sample_rate))
+        label = np.array([self.label(labels, i) for i in range(count)], np.int32)
+        hop = self._hop
+        crop = max(hop, round(self.seconds * self.sample_rate) // hop * hop)
+        long = self.method.windows and wanted > crop
+        window = crop if long else -(-wanted // hop) * hop
+        overlap = self._overlap(window, window / 2) if long else 0
+        batch_size = min(MAX_BATCH, 1 << (count - 1).bit_length())
+        made = []
+        for group in chunks.groups(list(range(count)), batch_size):
+            index = np.array(group + group[-1:] * (batch_size - len(group)))  # the last group is filled up with copies
+            keys = _item_keys(jax.random.key(seed), index)
+            batch = {"wave": np.zeros((batch_size, window), np.float32), "label": label[index]}
+            waves = np.zeros((batch_size, wanted), np.float32)
+            program, x0 = self._program(sampling, times, request, long, long), None
+            for number, start in enumerate(chunks.starts(wanted, window, window - overlap)):
+                first = start // self.model.representation.hop_length
+                where = [np.full(batch_size, n, np.int32) for n in (number, first)]
+                kept = self._kept(x0, batch_size, window, overlap) if long else ()
+                wave, x0 = program(self.params, batch, keys, *where, kept)
+                chunks.join(waves, np.asarray(wave), start, overlap)
+            made += list(waves[: len(group)])
+        names = [self.classes[k] if k >= 0 else None for k in label]
+        about = [{**facts, "item": i, "label": name, "source": None} for i, name in enumerate(names)]
+        return Output(made, [self.sample_rate] * count, about)
+
+    def _kept(self, x0: Array | None, batch: int, window: int, overlap: int) -> Known:
+        """The features with which a window begins, those of the end of the one before (None: nothing), but for the
+        frames that see where a window ends."""
+        r = self.model.representation
+        frames, shared = r.frames(window), r.frames(overlap)
+        known, place = jnp.zeros((batch, frames, r.channels)), np.arange(frames)[:, None]
+        if x0 is None:
+            return Known(known, place < 0)
+        return Known(known.at[:, :shared].set(x0[:, frames - shared :]), (place >= r.edge) & (place < shared - r.edge))
+
+    def _read(self, sound: Sound, sr: float | None) -> tuple[np.ndarray, float]:
+        """A sound as [samples] or [channels, samples] float32, and its rate."""
+        if isinstance(sound, str | Path):
+            wave, rate = read_audio(Path(sound), channels="all"), audio_info(Path(sound)).sample_rate
+            return (wave[0] if len(wave) == 1 else wave), rate
+        wave = np.asarray(sound)
+        if wave.ndim not in (1, 2) or not np.issubdtype(wave.dtype, np.floating) or 0 in wave.shape:
+            raise ConfigError(
+                f"sound: expected floats [samples] or [channels, samples], got {wave.dtype} {list(wave.shape)}"
+            )
+        if not np.isfinite(wave).all():
+            raise ConfigError("sound: holds samples that are not finite numbers")
+        if sr is None:
+            raise ConfigError(f"sr: say the sample rate of the array in Hz, for example sr={self.sample_rate}")
+        return wave.astype(np.float32), sr
+
+    def _process(self, wave, rate, seed, item, request, sampling, times) -> np.ndarray:
+        """One sound through the task, window by window and channel by channel; all channels draw the same noise."""
+        hop, shape = self._hop, wave.shape
+        y = resample(np.atleast_2d(wave), rate, self.sample_rate)
+        y = y if y.shape[-1] else np.zeros((len(y), 1), np.float32)  # shorter than a sample of the model's rate
+        gain = float(self.model.task.gain(np.abs(y).max()))
+        length = y.shape[-1]
+        window, overlap = -(-length // hop) * hop, 0
+        usual = max(1, round(self.window_seconds * self.sample_rate / self._unit)) * self._unit
+        r = self.model.representation
+        long = self.method.windows and (r.phase_period is not None or length > usual)
+        if long:
+            least = max(OVERLAP_SECONDS * self.sample_rate, OVERLAP_FRAMES * r.hop_length)
+            window, overlap = usual, self._overlap(usual, least)
+        program = self._program(sampling, times, request, long, False)
+        out = np.zeros((len(y), length), np.float32)
+        jobs = [(c, n, s) for c in range(len(y)) for n, s in enumerate(chunks.starts(length, window, window - overlap))]
+        size = 1 if jax.default_backend() == "cpu" else min(MAX_BATCH, 1 << (len(jobs) - 1).bit_length())
+        keys = _item_keys(jax.random.key(seed), np.full(size, item))
+        for group in chunks.groups(jobs, size):
+            full = group + group[-1:] * (size - len(group))
+            batch = {
+                "wave": np.stack([gain * chunks.cut(y[c], start, window) for c, _, start in full]),
+                "label": np.full(size, -1, np.int32),
+            }
+            number = np.array([n for _, n, _ in full], np.int32)
+            first = np.array([start for *_, start in full], np.int32) // r.hop_length
+            waves = np.asarray(program(self.params, batch, keys, number, first, ())[0])
+            for (channel, _, start), made in zip(group, waves, strict=False):
+                chunks.join(out[channel], made, start, overlap)
+        out = resample(out / gain, self.sample_rate, rate)[:, : wave.shape[-1]]
+        return np.pad(out, ((0, 0), (0, shape[-1] - out.shape[-1]))).reshape(shape)
+
+    # What follows from the model ------------------------------------------------------------------------------------
+
+    @property
+    def _hop(self) -> int:
+        """Samples that divide a window: whole frames of the features and of the condition."""
+        r = self.model.representation
+        return math.lcm(r.hop_length, self.model.task.needs(r).condition_hop or 1)
+
+    @property
+    def _unit(self) -> int:
+        """Samples at multiples of which windows begin: where Griffin-Lim's first phases repeat."""
+        r = self.model.representation
+        return math.lcm(self._hop, r.hop_length * (r.phase_period or 1))
+
+    def _overlap(self, window: int, least: float) -> int:
+        """An overlap of at least so many samples after which the next window begins at a multiple of the unit."""
+        unit = self._unit if window > self._unit + least else self._hop
+        return window - max(1, int((window - least) // unit)) * unit
+
+    def label(self, labels: Any, item: int) -> int:
+        """The class index of an item; -1 when the model has no classes."""
+        wanted = labels
+        if not (labels is None or isinstance(labels, str | int | np.integer)):
+            wanted = labels[item % len(labels)] if len(labels) else None
+        if wanted is None:
+            return item % len(self.classes) if self.classes else -1
+        if isinstance(wanted, int | np.integer) and 0 <= wanted < len(self.classes):
+            return int(wanted)
+        if wanted not in self.classes:
+            known = f"one of {', '.join(self.classes)}" if self.classes else "none, this model has no classes"
+            raise ConfigError(f"label {wanted!r} is unknown; use {known}")
+        return self.classes.index(wanted)
+
+    def items(self, seed: int, index: np.ndarray, waves: np.ndarray | None = None) -> tuple[Array, Batch]:
+        """Keys and batch of the items `index` of a seed at the training crop's length: classes in turn, or `waves`."""
+        samples = round(self.seconds * self.sample_rate) // self._hop * self._hop
+        waves = np.zeros((len(index), samples), np.float32) if waves is None else waves
+        labels = np.array([self.label(None, i) for i in index], np.int32)
+        return _item_keys(jax.random.key(seed), index), {"wave": waves, "label": labels}
+
+    def summary(self) -> Summary:
+        """Layers, parameters, receptive field and operations of the network, on one training crop."""
+        _, batch = self.items(0, np.zeros(1, int))
+        task, representation = self.model.task, self.model.representation
+        given = jax.eval_shape(lambda batch: task.given(representation, batch, task.Request()), batch)
+        samples = batch["wave"].shape[-1]
+        frames = representation.frames(samples)
+        inputs = None
+        if isinstance(self.method, Autoregression):
+            inputs = (jax.eval_shape(self.method.distribution().encode, batch["wave"]), given.cond)
+        rate, network = frames / samples * self.sample_rate, self.model.network.module(self.params)
+        return summarize(network, representation.channels, frames, rate, given.cond, inputs=inputs)
+
+
+@jax.jit
+def _item_keys(key: Array, index: Array) -> Array:
+    return jax.vmap(lambda i: jax.random.fold_in(key, i))(index)

@@ -1,0 +1,69 @@
+"""Bridges: diffusion between paired data, from degraded features y to clean x0 (Chen et al. 2023)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from jaxtyping import Array
+
+from jaxdiff import diffusion
+from jaxdiff.diffusion import Bridge as Path
+from jaxdiff.diffusion import NamedSampler, VEBridge
+from jaxdiff.networks import Params
+from jaxdiff.tasks import Example, Given
+
+from . import method
+
+
+@dataclass(frozen=True)
+class Bridge(method.Method):
+    """The task gives y as `Given.start`; the network predicts x0 and sees y beside x_t, as its estimate."""
+
+    knobs: ClassVar[frozenset[str]] = frozenset({"sampler", "steps", "spacing"})
+    samplers: ClassVar[Mapping[str, NamedSampler]] = diffusion.BRIDGE_SAMPLERS
+    takes_start: ClassVar[bool] = True
+
+    schedule: Path = VEBridge()
+    times: Literal["uniform", "logit_normal", "lognormal"] = "uniform"
+    times_mean: float = 0.0
+    times_std: float = 1.0
+    auxiliary: method.AuxiliaryName = "none"  # loss of the decoded sound, times auxiliary_weight
+    auxiliary_weight: float = 1.0
+
+    def network_options(self) -> dict[str, Any]:
+        return {"self_conditioning": True}
+
+    def check(self, model: method.Model) -> None:
+        super().check(model)
+        method.check_auxiliary(model, self.auxiliary)
+
+    def make_step(self, model: method.Model, optimizer: method.Optimizer, steps: int) -> method.Update:
+        sample_t = method.training_times(self.times, self.schedule, self.times_mean, self.times_std)
+
+        def loss(network, example: Example, context: method.Context):
+            x0, given = example
+            y = _start(given)
+            auxiliary = method.sound_distance(model, self.auxiliary, self.auxiliary_weight, given)
+            cond = given.cond.with_estimate(y)
+            options: dict[str, Any] = dict(sample_t=sample_t, auxiliary=auxiliary)
+            loss, metrics = diffusion.bridge_loss(network, self.schedule, x0, y, cond, context.key, **options)
+            return loss, (metrics, context.extra)
+
+        return method.gradient_step(model, loss, optimizer)
+
+    def make_sample(self, model: method.Model, sampling: method.Sampling, times: Array) -> method.Sample:
+        sampler = self.sampler(sampling)
+
+        def sample(params: Params, given: Given, noise: Array, keys: Array) -> Array:
+            y = _start(given)
+            denoiser = diffusion.bridge_denoiser(model.network.bound(params), given.cond.with_estimate(y))
+            denoiser = model.task.guide(model.representation, denoiser, self.schedule, given)
+            return sampler(denoiser, self.schedule, y, times, keys)
+
+        return sample
+
+
+def _start(given: Given) -> Array:
+    if given.start is None:
+        raise ValueError("method bridge needs a task that gives a start (paired sounds); use method diffusion")
+    return given.start

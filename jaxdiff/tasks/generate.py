@@ -1,0 +1,37 @@
+"""Generation: sound from noise, given its class or nothing."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PRNGKeyArray
+
+from jaxdiff.features import Representation
+from jaxdiff.networks import Condition
+
+from .task import Batch, Example, Given, NoRequest, Task
+
+
+@dataclass(frozen=True)
+class Generate(Task):
+    """Known: the class, where there are `classes` and the recording has one. Made: the whole sound.
+
+    `flip_polarity` negates each training crop with probability 1/2, which no ear notices.
+    """
+
+    classes: tuple[str, ...] = ()
+    peak_db: float | None = None
+    flip_polarity: bool = False
+
+    def example(self, representation: Representation, batch: Batch, key: PRNGKeyArray) -> Example:
+        wave = self.leveled(batch["wave"])
+        if self.flip_polarity:
+            wave = wave * jax.random.rademacher(key, (len(wave), 1), wave.dtype)
+        return Example(representation.encode(wave), self._known(batch["label"]))
+
+    def given(self, representation: Representation, batch: Batch, request: NoRequest = NoRequest()) -> Given:
+        return self._known(batch["label"])
+
+    def _known(self, label: Array) -> Given:
+        unknown = len(self.classes)
+        return Given(Condition(label=jnp.where(label < 0, unknown, label) if unknown else None))
