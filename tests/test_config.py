@@ -304,8 +304,7 @@ PATCHES = {"kind": "patches", "size": 1}
         ),
         (
             dict(network="transformer", task={**VOCODE, "hop_length": 128}, representation=MAGNITUDE),
-            r"network.kind transformer has no condition_hop, which is to be 2 here \(task hop 128, representation hop "
-            r"64\); use wavenet, causal_wavenet",
+            r"network.kind transformer has no condition_hop, which the task or method needs to be 2; use wavenet",
         ),
         (
             dict(network="transformer", task={**VOCODE, "hop_length": 32}, representation=MAGNITUDE),

@@ -88,7 +88,7 @@ def test_a_vocoder_is_searched_on_sounds():
     config = from_dict({**VOCODER, "sampling": {}})
     vocoder = pipeline_of(config, (), moved(config), None)
     for waves in (None, sound(0, 3, 512)):
-        with pytest.raises(ConfigError, match="works on sounds: give 4 of them to search and judge on"):
+        with pytest.raises(ConfigError, match="works on sounds: give 4 to search and judge on"):
             search(vocoder, steps=2, count=2, waves=waves)
     found = search(vocoder, steps=2, count=2, iterations=10, sampler="euler", waves=sound(0, 4, 512))
     assert 1 > found.times[1] > 0
