@@ -17,7 +17,6 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.stats
 from jaxtyping import Array, Bool, Float
 
 from .spectral import cut_frames
@@ -130,6 +129,8 @@ def pyin(
     per_semitone = int(np.ceil(1 / resolution))
     bins = int(np.floor(12 * per_semitone * np.log2(fmax / fmin))) + 1
     reach = round(max_transition_rate * 12 * hop_length / sr) * per_semitone // 2
+    import scipy.stats  # takes a third of a second, which nothing else needs
+
     weights = np.diff(scipy.stats.beta.cdf(np.linspace(0, 1, n_thresholds + 1), *beta_parameters))
     pitches = fmin * 2.0 ** (np.arange(bins) / (12 * per_semitone))
 

@@ -10,7 +10,6 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.signal
 from jaxtyping import Array, Float, Num
 
 Window = str | tuple
@@ -22,6 +21,8 @@ def fft_window(window: Window, win_length: int, n_fft: int) -> np.ndarray:
 
     `window` is a name or a (name, parameter) tuple that `scipy.signal.get_window` knows.
     """
+    import scipy.signal  # takes half a second, which what needs no window does not wait for
+
     try:
         values = scipy.signal.get_window(window, win_length, fftbins=True)
     except (ValueError, KeyError) as error:
