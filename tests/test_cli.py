@@ -194,11 +194,9 @@ def test_files_are_vocoded_at_their_own_rate_channels_and_length(vocoder, tmp_pa
     files, out = [tmp_path / "in" / f"{name}.wav" for name in given], tmp_path / "out"
     command = ["vocode", *files, "--model", vocoder, "--out", out, "--seed", 3]
     assert jaxdiff(capsys, *command)[0] == 0
-    assert {p.name for p in out.iterdir()} == {f"{n}.{end}" for n in given for end in ("wav", "png", "json")} | {
-        "sheet.png"
-    }
-    expected = load(vocoder)(files, seed=3)
-    for name, wave, file in zip(given, expected.waves, files, strict=True):
+    assert {p.name for p in out.iterdir()} == {f"{n}.{end}" for n in given for end in ("wav", "png", "json")}
+    expected = [load(vocoder)(file, seed=3).waves[0] for file in files]  # a file is the same whatever stands beside it
+    for name, wave, file in zip(given, expected, files, strict=True):
         rate, channels, samples = given[name]
         y, written = soundfile.read(out / f"{name}.wav", always_2d=True)
         assert (written, *y.shape) == (rate, samples, channels)

@@ -92,12 +92,13 @@ class SearchTimes:
             waves = np.stack([cut.cut(f, Place(r.sample_rate, 0.0, pipeline.seconds)) for f in files])
         options: dict[str, Any] = dict(sampler=self.sampler, count=self.count, seed=self.seed)
         found = search(pipeline, steps=self.steps, **options, iterations=self.iterations, waves=waves)
-        path = write_times(self.directory, found)
+        path = write_times(pipeline.directory or self.directory, found)
+        name = shlex.quote(str(self.directory))
+        use = f"vocode FILES --model {name}" if pipeline.model.task.needs_sound else f"generate {name}"
         _out.print(" ".join(f"{t:.4f}" for t in found.times), markup=False)
         _out.print(
             f"mean squared error {found.error:.3g}, before the search {found.error_before:.3g}; kept in {path}; to use "
-            f"them:\n  jaxdiff generate {shlex.quote(str(self.directory))} --out out --sampler {found.sampler} "
-            f"--steps {self.steps} --spacing searched",
+            f"them:\n  jaxdiff {use} --out out --sampler {found.sampler} --steps {self.steps} --spacing searched",
             markup=False,
         )
         return 0

@@ -105,9 +105,10 @@ class Vocode(Sampled):
             raise ValueError(f"{min(twice)}: the name of several files; work on them in different folders")
         self.refuse(names)
         pipeline = _load(self.model, self.ema)
-        made = pipeline(files, seed=self.seed, **self.knobs())
-        made.save(self.out, names, jaxdiff=__version__, model=str(self.model))
-        _out.print(f"{len(files)} sounds in {self.out}", markup=False)
+        for number, (file, name) in enumerate(zip(files, names, strict=True), 1):  # each is kept as soon as it is made
+            made = pipeline(file, seed=self.seed, **self.knobs())
+            made.save(self.out, [name], sheet=False, jaxdiff=__version__, model=str(self.model))
+            _out.print(f"{number}/{len(files)}  {self.out / name}.wav", markup=False)
         return 0
 
 

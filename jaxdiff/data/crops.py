@@ -1,4 +1,4 @@
-"""From corpora to batches of raw crops: a Grain pipeline whose batch is a function of (seed, step) alone.
+"""Corpora become batches of raw crops: a Grain pipeline whose batch is a function of (seed, step) alone.
 
 Each epoch is a new permutation of the recordings. A crop starts at a random place of a long recording ("random") or
 at its beginning ("start": one-shots, whose onset matters) and is zero-padded when the recording is shorter. Beside its

@@ -137,7 +137,7 @@ def output_weight(
     t: Float[Array, " batch"],
     sigma_data: float = 0.5,
 ) -> Float[Array, " batch"] | float:
-    """What the squared error of a network's output is multiplied by: `weight(logsnr) (sigma / det)^2`, or 1 for None.
+    """The factor of the squared error of a network's output: `weight(logsnr) (sigma / det)^2`, or 1 for None.
 
     It makes `weight` that of the squared error of x0. Neither level counts as less than e^-20 of the other, which holds
     log-SNR within 40 of 0, so that a weight and a factor which are infinite and 0 at an end still multiply.

@@ -41,7 +41,7 @@ def search_times(
     iterations: int = 60,
     learning_rate: float = 0.1,
 ) -> tuple[Float[Array, " times"], Float[Array, " iterations"]]:
-    """As many times as in `times`, the ones to begin with, whose error is least; and the errors on the way.
+    """The times, as many as in `times` to begin with, whose error is least; and the errors on the way.
 
     `reference` is what many steps make of `x_T`. Adam, its rate falling as a cosine, moves the logarithms of the
     decrements; the best times on the way are returned, so the result is never worse than `times`. One compiled scan.

@@ -1,4 +1,4 @@
-"""What a network sees in place of a waveform: `encode` to features, `decode` the way back.
+"""Representations are what a network sees in place of a waveform: `encode` to features, `decode` back.
 
     encode: wave [..., samples] -> features [..., frames, channels]        decode: the way back
 

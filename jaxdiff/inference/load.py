@@ -43,7 +43,7 @@ def load(
 
 
 def shapes(model: Model) -> dict[str, Any]:
-    """What a checkpoint's model part holds: averaged weights and the fitted normalisation (None without)."""
+    """The model part of a checkpoint holds these: averaged weights and the fitted normalisation (None without)."""
     vector: Any = jax.ShapeDtypeStruct((model.representation.channels,), jnp.float32)
     return {
         "ema_params": model.network.shapes(),

@@ -1,4 +1,4 @@
-"""What people look at and listen to: every WAV with its spectrogram picture and sidecar, and a sheet for many."""
+"""Outputs for people to see and hear: every WAV with its spectrogram picture and sidecar, and a sheet for many."""
 
 import json
 from collections.abc import Sequence
@@ -34,14 +34,16 @@ class Output(NamedTuple):
         """A file name for each: its number and class, or that of its source."""
         return [Path(f["source"]).stem if f.get("source") else _numbered(f) for f in self.facts]
 
-    def save(self, folder: str | Path, names: Sequence[str] | None = None, **about: Any) -> None:
-        """NAME.wav, NAME.png and NAME.json for each in `folder`, made when absent, and sheet.png for all; `about` goes
-        into the sidecars too."""
+    def save(self, folder: str | Path, names: Sequence[str] | None = None, *, sheet: bool = True, **about: Any) -> None:
+        """Write NAME.wav, NAME.png and NAME.json for each in `folder`, made when absent, and with `sheet` sheet.png for
+        all; `about` goes into the sidecars too."""
         Path(folder).mkdir(parents=True, exist_ok=True)
         sidecars = [
             {**about, **fact, "sample_rate": sr} for fact, sr in zip(self.facts, self.sample_rates, strict=True)
         ]
-        write_sounds(Path(folder), self.waves, self.names if names is None else names, self.sample_rates, sidecars)
+        write_sounds(
+            Path(folder), self.waves, self.names if names is None else names, self.sample_rates, sidecars, sheet
+        )
 
     def _repr_html_(self) -> str:
         import base64
@@ -110,15 +112,17 @@ def write_sounds(
     names: Sequence[str],
     sample_rates: Sequence[float],
     sidecars: Sequence[dict] | None = None,
+    sheet: bool = True,
 ) -> None:
-    """NAME.wav, NAME.png and (with sidecars) NAME.json for each wave, and sheet.png for all."""
+    """Write NAME.wav, NAME.png and (with sidecars) NAME.json for each wave, and with `sheet` sheet.png for all."""
     for i, (name, wave, sr) in enumerate(zip(names, waves, sample_rates, strict=True)):
         write_audio(folder / f"{name}.wav", wave.T, round(sr))
         write_spectrograms(folder / f"{name}.png", [wave], [name], [sr])
         if sidecars is not None:
             with atomic(folder / f"{name}.json") as temporary:
                 temporary.write_text(json.dumps(sidecars[i], indent=1) + "\n", encoding="utf-8")
-    write_spectrograms(folder / "sheet.png", waves, names, sample_rates)
+    if sheet:
+        write_spectrograms(folder / "sheet.png", waves, names, sample_rates)
 
 
 def write_frames(path: Path, arrays: Sequence[np.ndarray], names: Sequence[str], seconds: float, title: str) -> None:
