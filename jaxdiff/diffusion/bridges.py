@@ -10,9 +10,8 @@ V(t) = int_0^t g^2 / a^2 and the clock's share p = V(t) / V(1) give
 (Chen et al. 2023, "Schrodinger bridges beat diffusion models on text-to-speech synthesis"; for speech enhancement Jukic
 et al. 2024). Flow matching from a data-dependent start has straight weights. The network predicts x0.
 
-A bridge is a schedule too, for spaced times, log-SNR and log-normal times: alpha = w_x, and sigma^2 = w_y^2 + std^2 is
-what of x_t is not x0, for y of unit variance. Its (sigma / alpha)^2 = q^2 / a(1)^2 + V(1) q rises with q = p / (1 - p)
-from 0 to infinity, so that log-SNR falls all the way.
+A bridge is a schedule too: alpha = w_x, and sigma^2 = w_y^2 + std^2 is what of x_t is not x0, for y of unit variance.
+(sigma / alpha)^2 = q^2 / a(1)^2 + V(1) q rises with q = p / (1 - p) from 0 to infinity, so log-SNR falls all the way.
 
 Every sampler here takes the first-order step from t to an earlier u in which x0_hat is held constant,
 
@@ -29,14 +28,14 @@ from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from .denoisers import Denoiser
-from .objectives import SampleTimes, uniform_times
+from .objectives import Loss, SampleTimes, uniform_times
 from .predictions import spread
 from .samplers import NamedSampler
-from .samplers.stepping import draw
-from .schedules import Schedule
+from .samplers.stepping import Keys, draw, scan
+from .schedules import Frames, Schedule
 
 Weights = tuple[Float[Array, "*time"], Float[Array, "*time"], Float[Array, "*time"]]
 
@@ -45,15 +44,8 @@ Weights = tuple[Float[Array, "*time"], Float[Array, "*time"], Float[Array, "*tim
 class Bridge(Schedule, Protocol):
     """`marginal(t) -> (w_x, w_y, std)` for any array of times; (1, 0, 0) at t = 0, and (0, 1, std(1)) at t = 1."""
 
-    def marginal(self, t: Array) -> Weights: ...
-
-
-class _Marginal(abc.ABC):
-    """A bridge whose levels as a schedule follow from its marginal."""
-
     @abc.abstractmethod
-    def marginal(self, t: Array) -> Weights:
-        """w_x, w_y and std."""
+    def marginal(self, t: Array) -> Weights: ...
 
     def alpha(self, t: Array) -> Array:
         return self.marginal(t)[0]
@@ -71,7 +63,7 @@ def _share(growth: float, progress: Array) -> tuple[Array, Array]:
 
 
 @dataclass(frozen=True)
-class VEBridge(_Marginal):
+class VEBridge(Bridge):
     """f = 0, g^2 = c k^(2t): variance exploding; the defaults are those of Jukic et al. 2024.
 
     >>> [float(w) for w in VEBridge().marginal(jnp.array(1.0))]
@@ -88,7 +80,7 @@ class VEBridge(_Marginal):
 
 
 @dataclass(frozen=True)
-class VPBridge(_Marginal):
+class VPBridge(Bridge):
     """f = -beta / 2, g^2 = c beta, beta linear from `beta_min` to `beta_max`; the defaults of Jukic et al. 2024.
 
     >>> [float(w) for w in VPBridge().marginal(jnp.array(0.0))]
@@ -110,7 +102,7 @@ class VPBridge(_Marginal):
 
 
 @dataclass(frozen=True)
-class FlowBridge(_Marginal):
+class FlowBridge(Bridge):
     """w_x = 1 - t, w_y = t, std = noise_std t: flow matching from y + noise_std z to x0 (Liu et al. 2022 at 0).
 
     Noise shrinks as the mean slides from y to x0 where `noise_std` is above 0 (Lee et al. 2025, FlowSE).
@@ -136,15 +128,15 @@ def bridge_denoiser(network: Callable, cond) -> Denoiser:
 def bridge_loss(
     network: Callable,
     bridge: Bridge,
-    x0: Float[Array, "batch frames features"],
-    y: Float[Array, "batch frames features"],
+    x0: Frames,
+    y: Frames,
     cond,
     key: PRNGKeyArray,
     *,
     sample_t: SampleTimes = uniform_times,
     auxiliary: Callable | None = None,
     auxiliary_weight: float = 1.0,
-) -> tuple[Float[Array, ""], dict[str, Array]]:
+) -> Loss:
     """Mean of |network(x_t, t, cond) - x0|^2 (Jukic et al. 2024, data prediction), averaged over elements; and metrics.
 
     The network sees y only through `cond`. `auxiliary(x0_hat, x0, cond) -> [batch]`, for example a distance of the
@@ -166,15 +158,14 @@ def bridge_loss(
     return loss, {"loss": loss, **metrics}
 
 
-BridgeSampler = Callable[[Denoiser, Bridge, Array, Array, Key[Array, "*batch"]], Array]
+BridgeSampler = Callable[[Denoiser, Bridge, Array, Array, Keys], Array]
 
 
 def _implicit(eta: float, first: float) -> BridgeSampler:
     """Take the share `eta` of the pinned diffusion's own fresh noise; `first` of it where x_t = y has no noise yet."""
 
-    def sample(denoiser: Denoiser, bridge: Bridge, y: Array, times: Array, key: Key[Array, "*batch"]) -> Array:
-        def step(x, inputs):
-            t, u, i = inputs
+    def sample(denoiser: Denoiser, bridge: Bridge, y: Array, times: Array, key: Keys) -> Array:
+        def step(x, t, u, i):
             (x_t, y_t, std_t), (x_u, y_u, std_u) = bridge.marginal(t), bridge.marginal(u)
             markov = y_u / y_t  # the diffusion forgets y once x_t is known
             share = jnp.where(std_t > 0, eta, first)
@@ -182,10 +173,9 @@ def _implicit(eta: float, first: float) -> BridgeSampler:
             kept = jnp.sqrt(jnp.maximum(std_u**2 - fresh**2, 0)) / jnp.where(std_t > 0, std_t, 1)
             r = jnp.where(std_t > 0, kept, markov)
             x = r * x + (x_u - r * x_t) * denoiser(x, t) + (y_u - r * y_t) * y
-            return (x + fresh * draw(key, i, y) if eta or first else x), None
+            return x + fresh * draw(key, i, y) if eta or first else x
 
-        start = y + bridge.marginal(times[0])[2] * draw(key, jnp.asarray(len(times)), y)
-        return jax.lax.scan(step, start, (times[:-1], times[1:], jnp.arange(len(times) - 1)))[0]
+        return scan(step, y + bridge.marginal(times[0])[2] * draw(key, len(times), y), times)
 
     return sample
 
@@ -193,14 +183,13 @@ def _implicit(eta: float, first: float) -> BridgeSampler:
 def dbim(eta: float = 0.0) -> BridgeSampler:
     """Implicit bridge sampler (Zheng et al. 2024): the first step from y draws noise, the later ones a share `eta`.
 
-    eta 0 is the probability-flow ODE with a random start: unlike `bridge_ode`'s its samples spread as x0 given y does.
-    eta 1 is `bridge_sde`. Order 1.
+    eta 0 is the probability-flow ODE with a random start, whose samples spread as x0 given y does; eta 1 `bridge_sde`.
     """
     return _implicit(eta, 1.0)
 
 
-def bridge_sde(denoiser: Denoiser, bridge: Bridge, y: Array, times: Array, key: Key[Array, "*batch"]) -> Array:
-    """The reverse bridge SDE of Chen et al. 2023, first order: x_u from its exact posterior given x_t and x0_hat.
+def bridge_sde(denoiser: Denoiser, bridge: Bridge, y: Array, times: Array, key: Keys) -> Array:
+    """The reverse bridge SDE of Chen et al. 2023: x_u from its exact posterior given x_t and x0_hat.
 
     `times` decrease from 1 to 0; `y` [batch, ...] is the start; `key` as for the samplers from noise. A `FlowBridge`
     has no noise to draw on the way: there this is `bridge_ode`.
@@ -208,11 +197,10 @@ def bridge_sde(denoiser: Denoiser, bridge: Bridge, y: Array, times: Array, key: 
     return _implicit(1.0, 1.0)(denoiser, bridge, y, times, key)
 
 
-def bridge_ode(denoiser: Denoiser, bridge: Bridge, y: Array, times: Array, key: Key[Array, "*batch"]) -> Array:
-    """The bridge's probability-flow ODE of Chen et al. 2023, first order; on a `FlowBridge`, Euler.
+def bridge_ode(denoiser: Denoiser, bridge: Bridge, y: Array, times: Array, key: Keys) -> Array:
+    """The bridge's probability-flow ODE of Chen et al. 2023; on a `FlowBridge`, Euler.
 
-    Deterministic: from a bridge without noise at t = 1 all paths start at y with z = 0, so that one y has one answer,
-    which for a Gaussian x0 given y is its mean.
+    Deterministic: without noise at t = 1 every y has one answer, which for a Gaussian x0 given y is its mean.
     """
     return _implicit(0.0, 0.0)(denoiser, bridge, y, times, key)
 

@@ -4,7 +4,6 @@
 """
 
 from collections.abc import Callable
-from typing import Protocol, runtime_checkable
 
 import jax.numpy as jnp
 from jaxtyping import Array
@@ -12,12 +11,7 @@ from jaxtyping import Array
 from .predictions import Prediction, network_input, to_x0
 from .schedules import Schedule
 
-
-@runtime_checkable
-class Denoiser(Protocol):
-    """`x_t` [batch, ...] and a scalar time `t` to the estimate of x0, shaped like `x_t`."""
-
-    def __call__(self, x_t: Array, t: Array, /) -> Array: ...
+Denoiser = Callable[[Array, Array], Array]  # x_t [batch, ...] and a scalar time to x0_hat, shaped like x_t
 
 
 def denoiser(

@@ -10,35 +10,27 @@ data alone: most items are ordinary ones with r = t, the others must match two j
 
     X(x_t, t, r) = (s_t (s_m - s_r) X(x_m, m, r) + s_r (s_t - s_m) X(x_t, t, m)) / (s_m (s_t - s_r))
 
-an average with positive weights. MeanFlow needs a derivative of the network and has noise in its goal, this neither.
-Reflow (Liu et al. 2022, section 2.2) trains an ordinary network on a teacher's pairs of noise and sample.
+an average with positive weights. Reflow (Liu et al. 2022, section 2.2) trains an ordinary network on a teacher's pairs.
 """
 
 from collections.abc import Callable
-from typing import Protocol, runtime_checkable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key, PRNGKeyArray
+from jaxtyping import Array, PRNGKeyArray
 
 from .denoisers import Denoiser
-from .objectives import SampleTimes, uniform_times
-from .predictions import Prediction, network_input, output_weight, spread, target
+from .objectives import Loss, SampleTimes, item_losses, uniform_times
+from .predictions import Prediction, noised, output_weight, spread
 from .samplers import Sampler, noise
-from .samplers.stepping import levels, scan
-from .schedules import Schedule
+from .samplers.stepping import Keys, levels, scan
+from .schedules import Frames, PerItem, Schedule
 from .weights import Weight
 
-Times = Float[Array, " batch"]
-SampleIntervals = Callable[[PRNGKeyArray, int], tuple[Times, Times]]
-
-
-@runtime_checkable
-class FlowMap(Protocol):
-    """`x_t` [batch, ...] and times `t` >= `r`, scalars or [batch], to X above, shaped like `x_t`."""
-
-    def __call__(self, x_t: Array, t: Array, r: Array) -> Array: ...
+FlowMap = Callable[[Array, Array, Array], Array]  # x_t [batch, ...], times t >= r, scalars or [batch], to X above
+SampleIntervals = Callable[[PRNGKeyArray, int], tuple[PerItem, PerItem]]
 
 
 def flow_map(network: Callable, cond, resolution: float | Array = 1 / 64) -> FlowMap:
@@ -58,9 +50,7 @@ def _jump(schedule: Schedule, x_t: Array, t: Array, r: Array, X: Array) -> Array
     return spread(there.scale, x_t) * (X + ratio * (x_t / spread(here.scale, x_t) - X))
 
 
-def flow_map_sampler(
-    flow_map: FlowMap, schedule: Schedule, x_T: Array, times: Array, key: Key[Array, "*batch"]
-) -> Array:
+def flow_map_sampler(flow_map: FlowMap, schedule: Schedule, x_T: Array, times: Array, key: Keys) -> Array:
     """One jump of the flow map per step, deterministic: as many evaluations as steps, and one step is enough.
 
     >>> from jaxdiff.diffusion import RectifiedFlow
@@ -77,7 +67,7 @@ def dyadic_intervals(levels: int = 6) -> SampleIntervals:
     These are the steps of `spaced_times(schedule, steps)` with 1, 2, 4 ... steps (Frans et al. 2024, section 3.2).
     """
 
-    def sample(key: PRNGKeyArray, batch: int) -> tuple[Times, Times]:
+    def sample(key: PRNGKeyArray, batch: int) -> tuple[PerItem, PerItem]:
         level_key, place_key = jax.random.split(key)
         count = 2.0 ** jnp.floor(levels * uniform_times(level_key, batch))
         place = jnp.floor(count * jax.random.uniform(place_key, (batch,)))
@@ -89,7 +79,7 @@ def dyadic_intervals(levels: int = 6) -> SampleIntervals:
 def shortcut_loss(
     network: Callable,
     schedule: Schedule,
-    x0: Float[Array, "batch frames features"],
+    x0: Frames,
     cond,
     key: PRNGKeyArray,
     *,
@@ -99,7 +89,7 @@ def shortcut_loss(
     sample_intervals: SampleIntervals = dyadic_intervals(),
     resolution: float | Array = 1 / 64,
     weight: Weight | None = None,
-) -> tuple[Float[Array, ""], dict[str, Array]]:
+) -> Loss:
     """Mean of `weight(logsnr(t)) * |X - target|^2`: x0 at r = t, for `every`-th item two jumps of `teacher`; metrics.
 
     `network(x_t, t, cond, r=r)` predicts x0 and is a training network. `teacher` is the same without dropout and better
@@ -108,14 +98,11 @@ def shortcut_loss(
     length has none. `velocity_weight` makes the error that of the average velocity.
     """
     time_key, interval_key, noise_key = jax.random.split(key, 3)
-    batch = len(x0)
-    jumps = np.arange(batch) % every == 0
+    jumps = np.arange(len(x0)) % every == 0
     t_jump, r_jump = sample_intervals(interval_key, int(jumps.sum()))
-    t = jnp.zeros(batch).at[~jumps].set(sample_t(time_key, int((~jumps).sum()))).at[jumps].set(t_jump)
+    t = jnp.zeros(len(x0)).at[~jumps].set(sample_t(time_key, int((~jumps).sum()))).at[jumps].set(t_jump)
     eps = jax.random.normal(noise_key, x0.shape, x0.dtype)
-    x_t = spread(schedule.alpha(t), x0) * x0 + spread(schedule.sigma(t), x0) * eps
-
-    own = jax.tree.map(lambda leaf: leaf[jumps], cond)
+    x_t, own = noised(schedule, t, x0, eps), jax.tree.map(lambda leaf: leaf[jumps], cond)
     goal = _two_jumps(flow_map(teacher or network, own, resolution), schedule, x_t[jumps], t_jump, r_jump)
     goal = jax.lax.stop_gradient(x0.at[jumps].set(goal.astype(x0.dtype)))
     error = (network(x_t, t, cond, r=t.at[jumps].set(r_jump)) - goal) ** 2
@@ -123,7 +110,7 @@ def shortcut_loss(
     return item.mean(), {"loss": item.mean(), "jump_loss": item[jumps].mean()}
 
 
-def _two_jumps(flow_map: FlowMap, schedule: Schedule, x_t: Array, t: Times, r: Times) -> Array:
+def _two_jumps(flow_map: FlowMap, schedule: Schedule, x_t: Array, t: PerItem, r: PerItem) -> Array:
     """X of the jump from t to r that lands where two jumps by way of the middle do."""
     m = (t + r) / 2
     first = flow_map(x_t, t, m)
@@ -133,12 +120,7 @@ def _two_jumps(flow_map: FlowMap, schedule: Schedule, x_t: Array, t: Times, r: T
 
 
 def reflow_pairs(
-    sampler: Sampler,
-    denoiser: Denoiser,
-    schedule: Schedule,
-    shape: tuple[int, ...],
-    times: Array,
-    key: Key[Array, "*batch"],
+    sampler: Sampler, denoiser: Denoiser, schedule: Schedule, shape: tuple[int, ...], times: Array, key: Keys
 ) -> tuple[Array, Array]:
     """Noise and the sample that a deterministic teacher makes of it: `(eps, x0)`, both of `shape` (Liu et al. 2022).
 
@@ -151,8 +133,8 @@ def reflow_pairs(
 def reflow_loss(
     network: Callable,
     schedule: Schedule,
-    x0: Float[Array, "batch frames features"],
-    eps: Float[Array, "batch frames features"],
+    x0: Frames,
+    eps: Frames,
     cond,
     key: PRNGKeyArray,
     *,
@@ -160,16 +142,11 @@ def reflow_loss(
     sample_t: SampleTimes = uniform_times,
     weight: Weight | None = None,
     sigma_data: float = 0.5,
-) -> tuple[Float[Array, ""], dict[str, Array]]:
+) -> Loss:
     """`diffusion_loss` on given pairs of sample and noise, whose straight paths do not cross (Liu et al. 2022, eq. 1).
 
-    The network that is trained on a teacher's pairs has straight paths itself, so that one Euler step suffices.
-    `weight` is that of the error of x0, or None, and `sigma_data` belongs to "edm", as there.
+    The trained network has straight paths itself, so that one Euler step suffices.
     """
-    t = sample_t(key, len(x0))
-    x_t = spread(schedule.alpha(t), x0) * x0 + spread(schedule.sigma(t), x0) * eps
-    output = network(network_input(prediction, schedule, t, x_t, sigma_data), t, cond)
-    error = (output - target(prediction, schedule, t, x0, eps, sigma_data)) ** 2
-    item = error.mean(axis=tuple(range(1, x0.ndim)))
-    loss = (item * output_weight(weight, prediction, schedule, t, sigma_data)).mean()
+    options: dict[str, Any] = dict(prediction=prediction, weight=weight, sigma_data=sigma_data, eps=eps)
+    loss = item_losses(network, schedule, x0, cond, sample_t(key, len(x0)), key, **options)[0].mean()
     return loss, {"loss": loss}

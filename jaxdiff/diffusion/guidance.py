@@ -1,11 +1,8 @@
 """Guidance: functions from denoisers to a denoiser that push samples towards a condition or a better model.
 
-Classifier-free guidance (Ho & Salimans 2022, eq. 6), written for x0_hat, where the same linear combination holds as for
-eps, v and flow:
-
     x0_hat = negative + scale (positive - negative)
 
-The negative is the model without its condition, or a worse version of the model.
+as for eps, v and flow (Ho & Salimans 2022, eq. 6). The negative is the model without its condition, or a worse model.
 """
 
 from collections.abc import Callable
@@ -25,8 +22,8 @@ def classifier_free_guidance(
 ) -> Denoiser:
     """`uncond + scale (cond - uncond)`: scale 0 ignores the condition, 1 is the plain model, more sharpens it.
 
-    A large scale also inflates x0_hat. `rescale` 1 gives each item back the standard deviation that it has in the
-    conditional estimate, values between 0 and 1 blend (Lin et al. 2024, section 3.4, where 0.7 is advised).
+    `rescale` 1 gives each item back the standard deviation that it has in the conditional estimate, which a large scale
+    inflates; values between 0 and 1 blend (Lin et al. 2024, section 3.4, where 0.7 is advised).
 
     >>> one, zero = lambda x_t, t: jnp.ones_like(x_t), lambda x_t, t: jnp.zeros_like(x_t)
     >>> classifier_free_guidance(one, zero, 3.0)(jnp.zeros((1, 2)), jnp.array(0.5)).tolist()
@@ -51,8 +48,7 @@ def classifier_free_guidance(
 def autoguidance(model: Denoiser, worse: Denoiser, scale: float | Array, *, rescale: float = 0.0) -> Denoiser:
     """Away from the errors that a worse version of the same model makes more of (Karras et al. 2024, autoguidance).
 
-    `worse` is smaller or less trained and has the same condition; so variety is kept, unlike with
-    `classifier_free_guidance`, whose formula it shares.
+    `worse` is smaller or less trained and has the same condition, so that variety is kept.
     """
     return classifier_free_guidance(model, worse, scale, rescale=rescale)
 
@@ -82,11 +78,7 @@ def guidance_interval(guided: Denoiser, plain: Denoiser, schedule: Schedule, low
 def keep_known(denoiser: Denoiser, known: Array, mask: Array) -> Denoiser:
     """The estimate with its known parts put in place: x0_hat = known where `mask`, the denoiser's elsewhere.
 
-    The simplest way to continue or fill in a sound with an unconditional model (Lugmayr et al. 2022, eq. 8, on x0_hat
-    instead of x_t); `inverse.repaint` and `inverse.moment_matching_guidance` fit the new parts better to the known.
+    The simplest way to continue or fill in a sound (Lugmayr et al. 2022, eq. 8, on x0_hat instead of x_t);
+    `inverse.repaint` and `inverse.moment_matching_guidance` fit the new parts better to the known.
     """
-
-    def denoise(x_t: Array, t: Array) -> Array:
-        return jnp.where(mask, known, denoiser(x_t, t))
-
-    return denoise
+    return lambda x_t, t: jnp.where(mask, known, denoiser(x_t, t))

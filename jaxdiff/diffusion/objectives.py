@@ -1,9 +1,8 @@
 """The training loss: the squared error of the network's prediction at a random time (Ho et al. 2020, eq. 14).
 
 Times come from a function `(key, batch) -> t [batch]`. Each item's squared error of x0 may be given a weight by its
-log-SNR (`weights.py`), whatever the network predicts. A loss of the clean estimate itself, such as a spectral distance
-of the decoded sound, and self-conditioning (Chen et al. 2022) may be added. Importance sampling keeps a histogram of
-the loss over time and draws times in proportion to it; its state is arrays in, arrays out:
+log-SNR (`weights.py`), whatever the network predicts. Importance sampling keeps a histogram of the loss over time and
+draws times in proportion to it; its state is arrays in, arrays out:
 
     drawn = sample_histogram(histogram, time_key, len(x0))
     losses, metrics = item_losses(network, schedule, x0, cond, drawn.t, noise_key)
@@ -11,21 +10,22 @@ the loss over time and draws times in proportion to it; its state is arrays in, 
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .predictions import Prediction, network_input, output_weight, spread, target, to_x0
-from .schedules import Schedule, logsnr
+from .predictions import Prediction, network_input, noised, output_weight, spread, target, to_x0
+from .schedules import Frames, PerItem, Schedule, logsnr
 from .times import time_at_logsnr
 from .weights import Weight
 
-SampleTimes = Callable[[PRNGKeyArray, int], Float[Array, " batch"]]
+SampleTimes = Callable[[PRNGKeyArray, int], PerItem]
+Loss = tuple[Float[Array, ""], dict[str, Array]]  # and metrics
 
 
-def uniform_times(key: PRNGKeyArray, batch: int) -> Float[Array, " batch"]:
+def uniform_times(key: PRNGKeyArray, batch: int) -> PerItem:
     """Uniform in [0, 1), one per equal slice of it: the low-discrepancy sampler of VDM (Kingma et al. 2021, I.1).
 
     >>> bool((jnp.diff(jnp.sort(uniform_times(jax.random.key(0), 4))) > 0.2).all())
@@ -34,9 +34,8 @@ def uniform_times(key: PRNGKeyArray, batch: int) -> Float[Array, " batch"]:
     return (jax.random.uniform(key) + jnp.arange(batch) / batch) % 1
 
 
-def _normal_quantiles(key: PRNGKeyArray, batch: int) -> Float[Array, " batch"]:
-    u = jnp.clip(uniform_times(key, batch), 1e-6, 1 - 1e-6)
-    return jax.scipy.special.ndtri(u)
+def _normal_quantiles(key: PRNGKeyArray, batch: int) -> PerItem:
+    return jax.scipy.special.ndtri(jnp.clip(uniform_times(key, batch), 1e-6, 1 - 1e-6))
 
 
 def logit_normal_times(mean: float = 0.0, std: float = 1.0) -> SampleTimes:
@@ -44,11 +43,7 @@ def logit_normal_times(mean: float = 0.0, std: float = 1.0) -> SampleTimes:
 
     A positive mean looks more often at noisy times.
     """
-
-    def sample(key: PRNGKeyArray, batch: int) -> Float[Array, " batch"]:
-        return jax.nn.sigmoid(mean + std * _normal_quantiles(key, batch))
-
-    return sample
+    return lambda key, batch: jax.nn.sigmoid(mean + std * _normal_quantiles(key, batch))
 
 
 def lognormal_times(schedule: Schedule, mean: float = -1.2, std: float = 1.2) -> SampleTimes:
@@ -56,11 +51,7 @@ def lognormal_times(schedule: Schedule, mean: float = -1.2, std: float = 1.2) ->
 
     Levels above the schedule's last one become t = 1. Low-discrepancy, as `uniform_times`.
     """
-
-    def sample(key: PRNGKeyArray, batch: int) -> Float[Array, " batch"]:
-        return time_at_logsnr(schedule, -2 * (mean + std * _normal_quantiles(key, batch)))
-
-    return sample
+    return lambda key, batch: time_at_logsnr(schedule, -2 * (mean + std * _normal_quantiles(key, batch)))
 
 
 class LossHistogram(NamedTuple):
@@ -73,8 +64,8 @@ class LossHistogram(NamedTuple):
 class DrawnTimes(NamedTuple):
     """Times, and the factors 1 / p(t) that keep the mean of weighted losses what it is under uniform times."""
 
-    t: Float[Array, " batch"]
-    weight: Float[Array, " batch"]
+    t: PerItem
+    weight: PerItem
 
 
 def init_histogram(bins: int = 32) -> LossHistogram:
@@ -82,9 +73,7 @@ def init_histogram(bins: int = 32) -> LossHistogram:
     return LossHistogram(jnp.zeros(bins), jnp.zeros(bins))
 
 
-def update_histogram(
-    histogram: LossHistogram, t: Float[Array, " batch"], losses: Float[Array, " batch"], decay: float = 0.99
-) -> LossHistogram:
+def update_histogram(histogram: LossHistogram, t: PerItem, losses: PerItem, decay: float = 0.99) -> LossHistogram:
     """Add a batch of unweighted losses; in the bins that it touches, older batches fade by `decay`."""
     bins = len(histogram.mass)
     index = jnp.clip((t * bins).astype(int), 0, bins - 1)
@@ -119,9 +108,9 @@ def sample_histogram(histogram: LossHistogram, key: PRNGKeyArray, batch: int, un
 def item_losses(
     network: Callable,
     schedule: Schedule,
-    x0: Float[Array, "batch frames features"],
+    x0: Frames,
     cond,
-    t: Float[Array, " batch"],
+    t: PerItem,
     key: PRNGKeyArray,
     *,
     prediction: Prediction = "flow",
@@ -130,10 +119,11 @@ def item_losses(
     auxiliary: Callable | None = None,
     auxiliary_weight: Weight | None = None,
     with_estimate: Callable | None = None,
-) -> tuple[Float[Array, " batch"], dict[str, Array]]:
-    """Each item's loss at its time t; options as in `diffusion_loss`, which draws the times and takes the mean."""
-    eps = jax.random.normal(key, x0.shape, x0.dtype)
-    x_t = spread(schedule.alpha(t), x0) * x0 + spread(schedule.sigma(t), x0) * eps
+    eps: Frames | None = None,
+) -> tuple[PerItem, dict[str, Array]]:
+    """Each item's loss at its time t, with the noise `eps` if it is given; other options as in `diffusion_loss`."""
+    eps = jax.random.normal(key, x0.shape, x0.dtype) if eps is None else eps
+    x_t = noised(schedule, t, x0, eps)
     seen = network_input(prediction, schedule, t, x_t, sigma_data)
     if with_estimate is not None:
         output = network(seen, t, with_estimate(cond, jnp.zeros_like(x_t)))
@@ -154,7 +144,7 @@ def item_losses(
 def diffusion_loss(
     network: Callable,
     schedule: Schedule,
-    x0: Float[Array, "batch frames features"],
+    x0: Frames,
     cond,
     key: PRNGKeyArray,
     *,
@@ -165,7 +155,7 @@ def diffusion_loss(
     auxiliary: Callable | None = None,
     auxiliary_weight: Weight | None = None,
     with_estimate: Callable | None = None,
-) -> tuple[Float[Array, ""], dict[str, Array]]:
+) -> Loss:
     """Mean over the batch of `weight(logsnr(t)) * |x0_hat - x0|^2`, averaged over elements; and metrics.
 
     `network(x_t, t, cond)` is a training network (its dropout keys bound). `weight` belongs to the error of x0 for
@@ -180,19 +170,9 @@ def diffusion_loss(
     9.0
     """
     time_key, noise_key = jax.random.split(key)
-    losses, metrics = item_losses(
-        network,
-        schedule,
-        x0,
-        cond,
-        sample_t(time_key, len(x0)),
-        noise_key,
-        prediction=prediction,
-        weight=weight,
-        sigma_data=sigma_data,
-        auxiliary=auxiliary,
-        auxiliary_weight=auxiliary_weight,
-        with_estimate=with_estimate,
-    )
+    options: dict[str, Any] = dict(prediction=prediction, weight=weight, sigma_data=sigma_data)
+    options |= dict(auxiliary=auxiliary, auxiliary_weight=auxiliary_weight, with_estimate=with_estimate)
+    t = sample_t(time_key, len(x0))
+    losses, metrics = item_losses(network, schedule, x0, cond, t, noise_key, **options)
     loss = losses.mean()
     return loss, {"loss": loss, **metrics}

@@ -42,12 +42,8 @@ def conjugate_gradients(matrix: Callable[[Array], Array], b: Array, iterations: 
 
     An item stops once it is solved, or where only directions are left whose eigenvalues are 0 to rounding.
     """
-    axes = tuple(range(1, b.ndim))
-
-    def dot(u, v):
-        return jnp.sum(jnp.conj(u) * v, axis=axes, keepdims=True).real
-
-    eps = jnp.finfo(b.dtype).eps
+    axes, eps = tuple(range(1, b.ndim)), jnp.finfo(b.dtype).eps
+    dot = lambda u, v: jnp.sum(jnp.conj(u) * v, axis=axes, keepdims=True).real  # noqa: E731
     enough = dot(b, b) * eps**2
 
     def step(state, _):
@@ -69,8 +65,7 @@ def conjugate_gradients(matrix: Callable[[Array], Array], b: Array, iterations: 
 def linear_operator(apply: Callable[[Array], Array], iterations: int = 50) -> Operator:
     """Any linear `apply` that treats the items of its first axis alone, such as a resampler, a reverb or an STFT.
 
-    `prox` solves for A A' + ratio by conjugate gradients: exact after as many `iterations` as A A' has different
-    eigenvalues, and sooner the better its condition.
+    `prox` is by conjugate gradients: exact after as many `iterations` as A A' has different eigenvalues.
     """
 
     def prox(x: Array, y: Array, ratio: float | Array = 0.0) -> Array:
@@ -82,11 +77,7 @@ def linear_operator(apply: Callable[[Array], Array], iterations: int = 50) -> Op
 
 def _tight(apply: Callable[[Array], Array], gram: float | Array) -> Operator:
     """A linear `apply` with A A' = gram on the range of A."""
-
-    def prox(x: Array, y: Array, ratio: float | Array = 0.0) -> Array:
-        return x + adjoint(Operator(apply), x)(y - apply(x)) / (gram + ratio)
-
-    return Operator(apply, prox)
+    return Operator(apply, lambda x, y, ratio=0.0: x + adjoint(Operator(apply), x)(y - apply(x)) / (gram + ratio))
 
 
 def _towards(x: Array, nearest: Array, ratio: float | Array) -> Array:
@@ -101,11 +92,8 @@ def masking(mask: Array | np.ndarray) -> Operator:
     >>> masking(jnp.array([True, False])).prox(jnp.array([[1.0, 2.0]]), jnp.array([[5.0, 0.0]]), 0.0).tolist()
     [[5.0, 2.0]]
     """
-
-    def prox(x: Array, y: Array, ratio: float | Array = 0.0) -> Array:
-        return jnp.where(mask, _towards(x, y, ratio), x)
-
-    return Operator(lambda x: jnp.where(mask, x, 0), prox)
+    keep = lambda new, old: jnp.where(mask, new, old)  # noqa: E731
+    return Operator(lambda x: keep(x, 0), lambda x, y, ratio=0.0: keep(_towards(x, y, ratio), x))
 
 
 def clipping(limit: float) -> Operator:
@@ -139,12 +127,8 @@ def lowpass(cutoff: float, axis: int = -1) -> Operator:
     """
     if not 0 < cutoff <= 1:
         raise ValueError(f"cutoff must be a fraction of half the sample rate in (0, 1], got {cutoff}")
-
-    def apply(x: Array) -> Array:
-        length = x.shape[axis]
-        return _filter(x, np.arange(length // 2 + 1) <= cutoff * length / 2, axis)
-
-    return _tight(apply, 1.0)
+    gain = lambda length: np.arange(length // 2 + 1) <= cutoff * length / 2  # noqa: E731
+    return _tight(lambda x: _filter(x, gain(x.shape[axis]), axis), 1.0)
 
 
 def decimation(factor: int, axis: int = -1) -> Operator:
@@ -158,9 +142,8 @@ def decimation(factor: int, axis: int = -1) -> Operator:
     def apply(x: Array) -> Array:
         length = x.shape[axis]
         if length % factor:
-            raise ValueError(
-                f"a length of {length} is no multiple of factor {factor}; crop it to {length - length % factor}"
-            )
+            crop = length - length % factor
+            raise ValueError(f"a length of {length} is no multiple of factor {factor}; crop it to {crop}")
         bins, half = np.arange(length // 2 + 1), length / factor / 2
         gain = np.where(bins == half, np.sqrt(0.5), bins < half)
         return jax.lax.slice_in_dim(_filter(x, gain, axis), 0, length, factor, axis % x.ndim)
@@ -170,11 +153,8 @@ def decimation(factor: int, axis: int = -1) -> Operator:
 
 def mixture(weights: Float[Array, " sources"], axis: int = 1) -> Operator:
     """The weighted sum of the sources along `axis`: separation with a model of each source. A A' = sum of weights^2."""
-
-    def apply(x: Array) -> Array:
-        return jnp.tensordot(x, jnp.asarray(weights, x.dtype), axes=(axis, 0), precision="highest")
-
-    return _tight(apply, (weights**2).sum())
+    weigh = lambda x: jnp.tensordot(x, jnp.asarray(weights, x.dtype), axes=(axis, 0), precision="highest")  # noqa: E731
+    return _tight(weigh, (weights**2).sum())
 
 
 def filterbank(matrix: np.ndarray, axis: int = -1) -> Operator:
@@ -186,14 +166,13 @@ def filterbank(matrix: np.ndarray, axis: int = -1) -> Operator:
     u, s, vt = np.linalg.svd(matrix, full_matrices=False)
     rank = int((s > 1e-6 * s[0]).sum())
 
-    def along(factor: np.ndarray, x: Array) -> Array:
+    def along(factor: np.ndarray, x: Array, gain: Array | float = 1.0) -> Array:
         x = jnp.moveaxis(x, axis, -1)
-        return jnp.moveaxis(jnp.matmul(x, jnp.asarray(factor.T, x.dtype), precision="highest"), -1, axis)
+        return jnp.moveaxis(jnp.matmul(x, jnp.asarray(factor.T, x.dtype), precision="highest") * gain, -1, axis)
 
     def prox(x: Array, y: Array, ratio: float | Array = 0.0) -> Array:
-        part = jnp.moveaxis(along(u.T[:rank], y - along(matrix, x)), axis, -1)
-        part = part * (jnp.asarray(s[:rank], x.dtype) / (jnp.asarray(s[:rank] ** 2, x.dtype) + ratio))
-        return x + along(vt[:rank].T, jnp.moveaxis(part, -1, axis))
+        gain = jnp.asarray(s[:rank], x.dtype) / (jnp.asarray(s[:rank] ** 2, x.dtype) + ratio)
+        return x + along(vt[:rank].T, along(u.T[:rank], y - along(matrix, x), gain))
 
     return Operator(lambda x: along(matrix, x), prox)
 

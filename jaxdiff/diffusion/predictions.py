@@ -6,17 +6,17 @@
     -(sigma / sigma_data, alpha sigma_data) / n with n^2 = sigma^2 + alpha^2 sigma_data^2 for edm
 
 so that x0 = (b x_t - sigma output) / det and eps = (alpha output + a x_t) / det. The last row is Karras et al. 2022,
-table 1, for x_t / alpha = x0 + (sigma / alpha) eps: x0_hat = c_skip x_t + c_out F(c_in x_t). Where the noise level
-makes an answer undetermined (eps at sigma = 0, x0 from eps at alpha = 0) it is 0, its mean for centred data, never NaN.
+table 1, for x_t / alpha. Where an answer is undetermined (eps at sigma = 0, x0 from eps at alpha = 0) it is 0, its mean
+for centred data, never NaN.
 """
 
 import math
 from typing import Literal, NamedTuple, get_args
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
-from .schedules import Schedule, logsnr
+from .schedules import PerItem, Schedule, logsnr
 from .weights import Weight
 
 Prediction = Literal["x0", "eps", "v", "flow", "edm"]
@@ -28,9 +28,18 @@ def spread(level: Array, x: Array) -> Array:
     return level.reshape(level.shape + (1,) * (x.ndim - level.ndim)) if level.ndim else level
 
 
-def _row(
-    prediction: Prediction, alpha: Array, sigma: Array, sigma_data: float
-) -> tuple[Array | int, Array | int, Array]:
+def levels_at(schedule: Schedule, t: Array, x: Array) -> tuple[Array, Array]:
+    """alpha and sigma at `t`, spread over `x`."""
+    return spread(schedule.alpha(t), x), spread(schedule.sigma(t), x)
+
+
+def noised(schedule: Schedule, t: Array, x0: Array, eps: Array) -> Array:
+    """x_t."""
+    alpha, sigma = levels_at(schedule, t, x0)
+    return alpha * x0 + sigma * eps
+
+
+def _row(prediction: Prediction, alpha: Array, sigma: Array, sigma_data: float) -> tuple:
     """a, b and the determinant, of the table above."""
     match prediction:
         case "x0":
@@ -53,7 +62,7 @@ def target(
     """What the network should output at time t (a scalar, or one per item) for this x0 and eps."""
     if prediction in ("x0", "eps"):
         return x0 if prediction == "x0" else eps
-    a, b, _ = _row(prediction, spread(schedule.alpha(t), x0), spread(schedule.sigma(t), x0), sigma_data)
+    a, b, _ = _row(prediction, *levels_at(schedule, t, x0), sigma_data)
     return b * eps - a * x0
 
 
@@ -61,7 +70,7 @@ def to_x0(
     prediction: Prediction, schedule: Schedule, t: Array, x_t: Array, output: Array, sigma_data: float = 0.5
 ) -> Array:
     """The clean sample that a network's `output` at `x_t` stands for."""
-    alpha, sigma = spread(schedule.alpha(t), x_t), spread(schedule.sigma(t), x_t)
+    alpha, sigma = levels_at(schedule, t, x_t)
     _, b, det = _row(prediction, alpha, sigma, sigma_data)
     if prediction == "x0":
         return output
@@ -71,7 +80,7 @@ def to_x0(
 
 def to_eps(schedule: Schedule, t: Array, x_t: Array, x0: Array) -> Array:
     """The noise that makes `x_t` out of `x0`."""
-    alpha, sigma = spread(schedule.alpha(t), x_t), spread(schedule.sigma(t), x_t)
+    alpha, sigma = levels_at(schedule, t, x_t)
     return _ratio(x_t - alpha * x0, sigma)
 
 
@@ -93,7 +102,7 @@ def convert(
     """
     if source == destination:
         return output
-    alpha, sigma = spread(schedule.alpha(t), x_t), spread(schedule.sigma(t), x_t)
+    alpha, sigma = levels_at(schedule, t, x_t)
     a, _, det = _row(source, alpha, sigma, sigma_data)
     x0 = to_x0(source, schedule, t, x_t, output, sigma_data)
     eps = output if source == "eps" else _ratio(alpha * output + a * x_t, det)
@@ -120,9 +129,8 @@ def edm_coefficients(schedule: Schedule, t: Array, sigma_data: float = 0.5) -> E
     """
     alpha, sigma = schedule.alpha(t), schedule.sigma(t)
     n = jnp.hypot(alpha * sigma_data, sigma)
-    return EDMCoefficients(
-        alpha * (sigma_data / n) ** 2, sigma * sigma_data / n, 1 / n, 0.25 * (jnp.log(sigma) - jnp.log(alpha))
-    )
+    c_noise = 0.25 * (jnp.log(sigma) - jnp.log(alpha))
+    return EDMCoefficients(alpha * (sigma_data / n) ** 2, sigma * sigma_data / n, 1 / n, c_noise)
 
 
 def network_input(prediction: Prediction, schedule: Schedule, t: Array, x_t: Array, sigma_data: float = 0.5) -> Array:
@@ -131,16 +139,12 @@ def network_input(prediction: Prediction, schedule: Schedule, t: Array, x_t: Arr
 
 
 def output_weight(
-    weight: Weight | None,
-    prediction: Prediction,
-    schedule: Schedule,
-    t: Float[Array, " batch"],
-    sigma_data: float = 0.5,
-) -> Float[Array, " batch"] | float:
+    weight: Weight | None, prediction: Prediction, schedule: Schedule, t: PerItem, sigma_data: float = 0.5
+) -> PerItem | float:
     """The factor of the squared error of a network's output: `weight(logsnr) (sigma / det)^2`, or 1 for None.
 
-    It makes `weight` that of the squared error of x0. Neither level counts as less than e^-20 of the other, which holds
-    log-SNR within 40 of 0, so that a weight and a factor which are infinite and 0 at an end still multiply.
+    Neither level counts as less than e^-20 of the other, which holds log-SNR within 40 of 0, so that a weight and a
+    factor which are infinite and 0 at an end still multiply.
 
     >>> from jaxdiff.diffusion import Cosine, snr_weight
     >>> output_weight(snr_weight, "eps", Cosine(), jnp.array([0.0, 1.0])).round(4).tolist()
@@ -148,8 +152,7 @@ def output_weight(
     """
     if weight is None:
         return 1.0
-    alpha, sigma = schedule.alpha(t), schedule.sigma(t)
-    least = math.exp(-20)
+    alpha, sigma, least = schedule.alpha(t), schedule.sigma(t), math.exp(-20)
     alpha, sigma = jnp.maximum(alpha, least * sigma), jnp.maximum(sigma, least * alpha)
     _, _, det = _row(prediction, alpha, sigma, sigma_data)
     return weight(jnp.clip(logsnr(schedule, t), -40, 40)) * (sigma / det) ** 2

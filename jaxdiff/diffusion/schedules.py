@@ -3,9 +3,8 @@
 A schedule is a frozen dataclass of numbers with `alpha` and `sigma`, any array of times in [0, 1] to an array of the
 same shape, exactly 1 and 0 at t = 0. Three families: variance preserving (alpha^2 + sigma^2 = 1), variance exploding
 (alpha = 1) and straight (alpha + sigma = 1). `shift` multiplies sigma / alpha in each, so that it moves the log-SNR by
--2 log(shift) (Hoogeboom et al. 2023; Esser et al. 2024, eq. 23): above 1, training and sampling spend more
-of their time at high noise, where data of many correlated values (long or redundant features) decides on its coarse
-shape. Everything else about a schedule is a free function, here and in `times.py`. `SCHEDULES` lists them by name.
+-2 log(shift) (Hoogeboom et al. 2023; Esser et al. 2024, eq. 23): above 1, more time is spent at high noise, where data
+of many correlated values (long or redundant features) decides on its coarse shape.
 """
 
 import abc
@@ -16,6 +15,9 @@ from typing import Protocol, runtime_checkable
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
+
+Frames = Float[Array, "batch frames features"]
+PerItem = Float[Array, " batch"]  # of a batch: times, log-SNRs, losses
 
 
 @runtime_checkable
@@ -42,7 +44,7 @@ class _Levels(abc.ABC):
 
 
 def _preserving(alpha: Array, sigma: Array, shift: float) -> tuple[Array, Array]:
-    """Variance-preserving levels with sigma / alpha multiplied by `shift`, on the unit circle again."""
+    """Levels with sigma / alpha multiplied by `shift`, on the unit circle again."""
     if shift == 1:
         return alpha, sigma
     radius = jnp.hypot(alpha, shift * sigma)
@@ -91,10 +93,9 @@ class LinearBeta(_Levels):
 
     alpha(n / steps)^2 is the product of the first n factors 1 - beta (DDPM eq. 4); between the steps it follows the
     polynomial through the logarithms of those products, which float32 cannot tell from them. `scaled` spaces the square
-    roots of the betas evenly instead (Rombach et al. 2022). The default is DiffWave BASE (Kong et
-    al. 2021, section 5): 50 betas to 0.05, where alpha(1) is 0.53, yet sampling starts from pure noise, as in the
-    paper. DiffWave LARGE is `LinearBeta(200, 1e-4, 0.02)`, DDPM `LinearBeta(1000, 1e-4, 0.02)`, and latent diffusion
-    `LinearBeta(1000, 8.5e-4, 0.012, scaled=True)`.
+    roots of the betas evenly (Rombach et al. 2022). The default is DiffWave BASE (Kong et al. 2021, section 5), whose
+    alpha(1) is 0.53, yet sampling starts from pure noise, as in the paper. DiffWave LARGE is `LinearBeta(200, 1e-4,
+    0.02)`, DDPM `LinearBeta(1000, 1e-4, 0.02)`, latent diffusion `LinearBeta(1000, 8.5e-4, 0.012, scaled=True)`.
 
     >>> round(float(LinearBeta(200, 1e-4, 0.02).alpha(jnp.array(1.0)) ** 2), 4)
     0.1322
@@ -157,10 +158,9 @@ class VE(_Levels):
 
 @dataclass(frozen=True)
 class EDM(_Levels):
-    """alpha = 1, sigma = sigma_max t^rho: variance exploding, in the time of Karras et al. 2022.
+    """alpha = 1, sigma = sigma_max t^rho: variance exploding, with the times of Karras et al. 2022.
 
-    Uniform times are then theirs (eq. 5 with sigma_min = 0), and t tells noise levels apart about as well as their
-    c_noise = log(sigma) / 4, but stays in [0, 1]. Time is their sigma at `rho` 1.
+    Uniform times are theirs (eq. 5 with sigma_min = 0), and tell noise levels apart about as well as their c_noise.
     """
 
     sigma_max: float = 80.0
@@ -183,15 +183,9 @@ class RectifiedFlow(_Levels):
         return (1 - t) / scale, self.shift * t / scale
 
 
-SCHEDULES: dict[str, type[Schedule]] = {
-    "cosine": Cosine,
-    "sigmoid": Sigmoid,
-    "linear_beta": LinearBeta,
-    "vp": VP,
-    "ve": VE,
-    "edm": EDM,
-    "rectified_flow": RectifiedFlow,
-}
+SCHEDULES: dict[str, type[Schedule]] = dict(
+    cosine=Cosine, sigmoid=Sigmoid, linear_beta=LinearBeta, vp=VP, ve=VE, edm=EDM, rectified_flow=RectifiedFlow
+)
 
 
 def logsnr(schedule: Schedule, t: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
@@ -205,8 +199,6 @@ def logsnr(schedule: Schedule, t: Float[Array, "*shape"]) -> Float[Array, "*shap
 
 def prior_scale(schedule: Schedule) -> Float[Array, ""]:
     """The standard deviation of x_T for data of unit variance, sqrt(alpha(1)^2 + sigma(1)^2): multiplies the noise.
-
-    1 for variance-preserving and straight schedules, about sigma_max for exploding ones.
 
     >>> float(prior_scale(RectifiedFlow()))
     1.0

@@ -1,8 +1,7 @@
 """The time of a noise level, and the times that samplers walk along.
 
 log-SNR(t) = log(alpha^2 / sigma^2) falls with t for every schedule, so that a noise level names a time. A sampler's
-times are an array: `spaced_times` makes the usual ones, any decreasing array from 1 to 0 will do. A bridge has noise
-levels too (`bridges.py`), and may stand for the schedule here.
+times are any decreasing array from 1 to 0. A bridge has noise levels too, and may stand for the schedule here.
 """
 
 from typing import Literal, get_args
@@ -63,22 +62,17 @@ def spaced_times(
     if not 0 < ends[0] < ends[1] or rho <= 0:
         raise ValueError(f"ends {ends} must be positive and increasing, and rho {rho} positive")
     u = np.arange(steps, -1, -1) / steps
-    match spacing:
-        case "uniform":
-            return jnp.asarray(u, jnp.float32)
-        case "quadratic":
-            return jnp.asarray(u**2, jnp.float32)
-        case "cosine":
-            return jnp.asarray(np.sin(0.5 * np.pi * u) ** 2, jnp.float32)
-        case "karras" | "logsnr":
-            noisiest = jnp.maximum(logsnr(schedule, jnp.ones(())), -2 * np.log(ends[1]))
-            cleanest = -2 * np.log(ends[0])
-            share = np.linspace(0, 1, steps)[1:]  # of the way from the noisiest level to the cleanest
-            if spacing == "logsnr":
-                values = noisiest + share * (cleanest - noisiest)
-            else:  # log-SNR is -2 log of the level, so its power 1 / rho is exp(-logsnr / (2 rho))
-                first, last = (jnp.exp(-value / (2 * rho)) for value in (noisiest, cleanest))
-                values = -2 * rho * jnp.log(first + share * (last - first))
-            between = time_at_logsnr(schedule, values).astype(jnp.float32)
-            return jnp.concatenate([jnp.ones(1, jnp.float32), between, jnp.zeros(1, jnp.float32)])
-    raise ValueError(f"spacing {spacing!r} is unknown; use one of {', '.join(get_args(Spacing))}")
+    plain = {"uniform": u, "quadratic": u**2, "cosine": np.sin(0.5 * np.pi * u) ** 2}
+    if spacing in plain:
+        return jnp.asarray(plain[spacing], jnp.float32)
+    if spacing not in get_args(Spacing):
+        raise ValueError(f"spacing {spacing!r} is unknown; use one of {', '.join(get_args(Spacing))}")
+    noisiest, cleanest = jnp.maximum(logsnr(schedule, jnp.ones(())), -2 * np.log(ends[1])), -2 * np.log(ends[0])
+    share = np.linspace(0, 1, steps)[1:]  # of the way from the noisiest level to the cleanest
+    if spacing == "logsnr":
+        values = noisiest + share * (cleanest - noisiest)
+    else:  # log-SNR is -2 log of the level, so its power 1 / rho is exp(-logsnr / (2 rho))
+        first, last = (jnp.exp(-value / (2 * rho)) for value in (noisiest, cleanest))
+        values = -2 * rho * jnp.log(first + share * (last - first))
+    between = time_at_logsnr(schedule, values).astype(jnp.float32)
+    return jnp.concatenate([jnp.ones(1, jnp.float32), between, jnp.zeros(1, jnp.float32)])

@@ -1,25 +1,24 @@
 """How much each noise level counts: functions of log-SNR that weight the squared error of x0.
 
-Losses take them for every prediction and schedule. A network that predicts something else than x0 has another error,
-x0_hat - x0 = -(sigma / det) (output - target) in the terms of `predictions.py`, and its square is multiplied by
-`weight(logsnr) (sigma / det)^2`. What the networks' own errors are to that of x0, with SNR = alpha^2 / sigma^2:
+In the terms of `predictions.py` x0_hat - x0 is -(sigma / det) (output - target), so that the square of a network's own
+error is multiplied by `weight(logsnr) (sigma / det)^2`. The weight None trains with that error alone, which is with
+SNR = alpha^2 / sigma^2
 
     |eps error|^2 = SNR |x0 error|^2,                   |v error|^2 = (1 + SNR) (alpha^2 + sigma^2) |x0 error|^2,
     |flow error|^2 = (1 + sqrt(SNR))^2 |x0 error|^2,    |edm error|^2 = (SNR + sigma_data^-2) |x0 error|^2
-
-They are trained with the weight None, the last one with `edm_weight(sigma_data)` too.
 """
 
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
 
-Weight = Callable[[Float[Array, " batch"]], Float[Array, " batch"]]
+from .schedules import PerItem
+
+Weight = Callable[[PerItem], PerItem]
 
 
-def snr_weight(logsnr: Float[Array, " batch"]) -> Float[Array, " batch"]:
+def snr_weight(logsnr: PerItem) -> PerItem:
     """SNR: the loss of eps, DDPM's choice (Ho et al. 2020, eq. 14). It grows without bound towards the data.
 
     >>> snr_weight(jnp.array([0.0])).tolist()
@@ -57,7 +56,7 @@ def sigmoid_weight(bias: float = 0.0) -> Weight:
     return lambda logsnr: jnp.exp(bias) * jax.nn.sigmoid(logsnr - bias)
 
 
-def velocity_weight(logsnr: Float[Array, " batch"]) -> Float[Array, " batch"]:
+def velocity_weight(logsnr: PerItem) -> PerItem:
     """Turns the squared error of x0 into that of the velocity (x - x0_hat) / s that samplers integrate: 1 / s^2.
 
     s = sigma / (alpha + sigma) is held above 0.05, as by Li & He (2025) for x0 prediction.

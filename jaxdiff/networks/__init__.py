@@ -18,11 +18,6 @@ from .transformer import Transformer as Transformer
 from .unet import UNet as UNet
 from .wavenet import WaveNet as WaveNet
 
-NETWORKS = {  # the names of `network.kind`
-    "convnext": ConvNeXt,
-    "transformer": Transformer,
-    "unet": UNet,
-    "wavenet": WaveNet,
-    "lstm": LSTM,
-    "causal_wavenet": CausalWaveNet,
-}
+NETWORKS = dict(  # the names of `network.kind`
+    convnext=ConvNeXt, transformer=Transformer, unet=UNet, wavenet=WaveNet, lstm=LSTM, causal_wavenet=CausalWaveNet
+)

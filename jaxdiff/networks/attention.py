@@ -31,10 +31,7 @@ def attention(
     window: int | None = None,
     compute_dtype: ComputeDtype = "float32",
 ) -> Float[Array, "batch queries heads channels"]:
-    """What each query gathers from the keys that `mask` marks, at most `window` frames away; 0 where there is none.
-
-    The softmax is float32 whatever the `compute_dtype`.
-    """
+    """What each query gathers from the keys that `mask` marks, at most `window` frames away; 0 where there is none."""
     q, k, v = (a.astype(compute_dtype) for a in (q, k, v))
     batch, frames, heads, channels = q.shape
     if window is not None and frames > 3 * window:

@@ -9,8 +9,8 @@ is one `lax.scan` over layers. For generation `incremental` does one sample at a
 2016): one ring buffer holds the h of all layers, read once before the chain of layers begins and written once after it.
 """
 
+import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Num
 
-from .layers import ComputeDtype, Condition, LabelEmbedding, linear_options, product, scan_layers, stack
+from .layers import ComputeDtype, Condition, LabelEmbedding, product, scan_layers, stack
 from .wavenet import Projection
 
 
@@ -37,8 +37,8 @@ class CausalWaveNet(nnx.Module):
     """`network(x [batch, samples], cond) -> [batch, samples, outputs]`: parameters of the distribution of each sample.
 
     With `input_classes` > 0, x are that many classes and silence is the middle one; otherwise numbers in [-1, 1].
-    `condition_features` > 0 adds condition frames of `condition_hop` samples each, held constant within a frame;
-    `num_classes` > 0 adds a label embedding with dropout. Zero-initialised output: every sound begins equally likely.
+    Condition frames are `condition_hop` samples long and held constant within. Zero-initialised output: every sound
+    begins equally likely. Other options: see `layers`.
     """
 
     def __init__(
@@ -58,25 +58,18 @@ class CausalWaveNet(nnx.Module):
         remat: bool = False,
         rngs: nnx.Rngs,
     ):
-        linear_options(compute_dtype)  # raises for an unknown one
         self.compute_dtype: ComputeDtype = compute_dtype
-        self.input_classes, self.channels, self.condition_hop, self.remat = (
-            input_classes,
-            channels,
-            condition_hop,
-            remat,
-        )
-        self.takes_frames = condition_features > 0
+        self.input_classes, self.channels, self.remat = input_classes, channels, remat
+        self.condition_hop, self.takes_frames = condition_hop, condition_features > 0
         self.dilations = tuple(2 ** (i % dilation_cycle) for i in range(layers))
         skip_channels = channels if skip_channels is None else skip_channels
         table = jax.random.normal(rngs.params(), (input_classes or 1, channels))
         self.embedding = nnx.Param(table)  # a row per class, or one row times the sample
         self.label = LabelEmbedding(num_classes, channels, label_dropout, rngs=rngs) if num_classes else None
         condition = condition_features + (channels if num_classes else 0)
-        options: dict[str, Any] = dict(compute_dtype=compute_dtype)
-        make = lambda rngs: CausalLayer(channels, skip_channels, condition, rngs=rngs, **options)  # noqa: E731
-        self.layers = stack(make, layers, rngs)
-        self.hidden = Projection(skip_channels, skip_channels, rngs=rngs, **options)
+        make = functools.partial(CausalLayer, channels, skip_channels, condition, compute_dtype=compute_dtype)
+        self.layers = stack(lambda rngs: make(rngs=rngs), layers, rngs)
+        self.hidden = Projection(skip_channels, skip_channels, compute_dtype=compute_dtype, rngs=rngs)
         self.output = nnx.Linear(skip_channels, outputs, kernel_init=nnx.initializers.zeros_init(), rngs=rngs)
 
     @property

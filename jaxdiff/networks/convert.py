@@ -6,10 +6,10 @@ embedding's table, ours evaluates the sines there.
 """
 
 import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -17,12 +17,9 @@ from flax import nnx
 from .torch_zip import read_torch_zip
 from .wavenet import UPSAMPLER_STRIDES, WaveNet
 
-_LAYER = {
-    "dilated_conv": "dilated",
-    "diffusion_projection": "step",
-    "conditioner_projection": "condition",
-    "output_projection": "output",
-}
+_LAYER = dict(
+    dilated_conv="dilated", diffusion_projection="step", conditioner_projection="condition", output_projection="output"
+)
 _OUTSIDE = {
     "input_projection": "input",
     "diffusion_embedding.projection1": "step_1",
@@ -44,13 +41,7 @@ def convert_diffwave(path: str | Path) -> WaveNet:
     """
     params = read_torch_zip(path, only="params")
     params = params if isinstance(params, dict) else {}
-    schedule = params.get("noise_schedule", [0] * 50)
-    return diffwave_network(read_torch_zip(path, only="model"), params.get("dilation_cycle_length", 10), len(schedule))
-
-
-def diffwave_network(state: dict[str, np.ndarray], dilation_cycle: int = 10, diffusion_steps: int = 50) -> WaveNet:
-    """The network with the arrays of a `diffwave` state_dict."""
-    state = dict(state)
+    state = dict(read_torch_zip(path, only="model"))
     state.pop("diffusion_embedding.embedding", None)  # a table of constants that older files keep
 
     def take(name: str) -> np.ndarray:
@@ -68,8 +59,7 @@ def diffwave_network(state: dict[str, np.ndarray], dilation_cycle: int = 10, dif
         raise ValueError("the state has no residual_layers; expected the state_dict of diffwave 0.1.7")
     tree: dict[str, Any] = {ours: affine(theirs) for theirs, ours in _OUTSIDE.items()}
     tree["layers"] = {o: {p: np.stack([e[o][p] for e in each]) for p in ("kernel", "bias")} for o in _LAYER.values()}
-    kernels = [take(f"spectrogram_upsampler.conv{i}.weight") for i in (1, 2)]
-    biases = [take(f"spectrogram_upsampler.conv{i}.bias") for i in (1, 2)]
+    kernels, biases = ([take(f"spectrogram_upsampler.conv{i}.{name}") for i in (1, 2)] for name in ("weight", "bias"))
     tree["upsample"] = {"kernels": dict(enumerate(k[0, 0] for k in kernels)), "biases": np.concatenate(biases)}
     if state:
         raise ValueError(f"the state has arrays that diffwave 0.1.7 has not, first {next(iter(state))}")
@@ -77,33 +67,18 @@ def diffwave_network(state: dict[str, np.ndarray], dilation_cycle: int = 10, dif
     hops = [hop for hop, known in UPSAMPLER_STRIDES.items() if known == strides]
     if not hops:
         raise ValueError(f"no upsampler has strides {strides}; known: {list(UPSAMPLER_STRIDES.values())}")
-    network = nnx.eval_shape(
-        lambda: WaveNet(
-            tree["output"]["kernel"].shape[1],
-            channels=tree["skip"]["kernel"].shape[1],
-            layers=layers,
-            dilation_cycle=dilation_cycle,
-            embedding=tree["step_2"]["kernel"].shape[1],
-            diffusion_steps=diffusion_steps,
-            condition_features=each[0]["condition"]["kernel"].shape[0],
-            condition_hop=hops[0],
-            rngs=nnx.Rngs(0),
-        )
-    )
-    graphdef, shapes = nnx.split(network)
+    size = lambda part: tree[part]["kernel"].shape[1]  # noqa: E731
+    options = dict(channels=size("skip"), layers=layers, embedding=size("step_2"), condition_hop=hops[0])
+    options |= dict(condition_features=each[0]["condition"]["kernel"].shape[0])
+    options |= dict(dilation_cycle=params.get("dilation_cycle_length", 10))
+    options |= dict(diffusion_steps=len(params.get("noise_schedule", [0] * 50)))
+    make = lambda: WaveNet(size("output"), **options, rngs=nnx.Rngs(0))  # noqa: E731
+    graphdef, shapes = nnx.split(nnx.eval_shape(make))
     for where, expected in nnx.to_flat_state(shapes):
-        found = _at(tree, where)
+        found: Any = tree
+        for key in where:
+            found = found[key]
         if found.shape != expected.shape:
             raise ValueError(f"{'.'.join(map(str, where))} has shape {found.shape}, expected {expected.shape}")
-    nnx.replace_by_pure_dict(shapes, _as_jax(tree))
+    nnx.replace_by_pure_dict(shapes, jax.tree.map(jnp.asarray, tree))
     return nnx.merge(graphdef, shapes)
-
-
-def _at(tree: Any, where: Iterable) -> Any:
-    for key in where:
-        tree = tree[key]
-    return tree
-
-
-def _as_jax(tree):
-    return {k: _as_jax(v) for k, v in tree.items()} if isinstance(tree, dict) else jnp.asarray(tree)

@@ -8,39 +8,24 @@ with the layer scale g (Touvron et al. 2021), 1 / depth at first as in Vocos, an
 machine the depthwise convolution is a sum of shifted frames: a grouped convolution is slow on a CPU.
 """
 
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array
 
-from .layers import ComputeDtype, Condition, Conditioner, linear_options, modulate, output_init, scan_blocks, stack
-
-
-def depthwise(
-    h: Float[Array, "batch frames channels"],
-    kernel: Float[Array, "taps channels"],
-    dilation: int | Array = 1,
-    reach: int | None = None,
-) -> Float[Array, "batch frames channels"]:
-    """Each channel convolved with its own odd number of taps, zero beyond the ends; a traced dilation needs `reach`,
-    the largest it can be."""
-    half, frames = len(kernel) // 2, h.shape[1]
-    margin = half * (dilation if reach is None else reach)
-    padded = jnp.pad(h, ((0, 0), (margin, margin), (0, 0)))
-    starts = [margin + (k - half) * dilation for k in range(len(kernel))]
-    return jnp.asarray(
-        sum(jax.lax.dynamic_slice_in_dim(padded, s, frames, axis=1) * w for s, w in zip(starts, kernel, strict=True))
-    )
+from . import layers
 
 
 class Block(nnx.Module):
     """Depthwise convolution and MLP (module docstring). Kernels LeCun normal over their taps, Xavier uniform for the
     MLP, biases zero."""
 
-    def __init__(self, width: int, kernel: int, expansion: int, scale: float, dtype: ComputeDtype, rngs: nnx.Rngs):
-        xavier: dict[str, Any] = dict(kernel_init=nnx.initializers.xavier_uniform(), rngs=rngs, **linear_options(dtype))
+    def __init__(self, width: int, kernel: int, expansion: int, scale: float, dtype: str, rngs: nnx.Rngs):
+        xavier: dict[str, Any] = dict(kernel_init=nnx.initializers.xavier_uniform(), rngs=rngs)
+        xavier |= layers.linear_options(dtype)
         zeros = nnx.initializers.zeros_init()
         self.depthwise = nnx.Param(jax.random.normal(rngs.params(), (kernel, width)) / kernel**0.5)
         self.modulation = nnx.Linear(width, 3 * width, kernel_init=zeros, rngs=rngs)
@@ -49,26 +34,19 @@ class Block(nnx.Module):
         self.scale = nnx.Param(jnp.full(width, scale, jnp.float32))
 
     def __call__(
-        self,
-        h: Array,
-        modulation: Array,
-        valid: Bool[Array, "batch frames"] | None,
-        dilation: int | Array,
-        reach: int | None,
+        self, h: Array, modulation: Array, valid: Array | None, dilation: int | Array, reach: int | None
     ) -> Array:
         shift, scale, gate = jnp.split(modulation, 3, axis=-1)
-        x = depthwise(h if valid is None else h * valid[..., None], self.depthwise[...], dilation, reach)
-        x = self.mlp_output(jax.nn.gelu(self.mlp_input(modulate(x, shift, scale))))
+        kernel, seen = self.depthwise[...], h if valid is None else h * valid[..., None]
+        x = sum(s * w for s, w in zip(layers.shifted(seen, len(kernel), dilation, reach), kernel, strict=True))
+        x = self.mlp_output(jax.nn.gelu(self.mlp_input(layers.modulate(jnp.asarray(x), shift, scale))))
         return h + (self.scale[...] + gate)[:, None] * x
 
 
-class ConvNeXt(nnx.Module):
+class ConvNeXt(layers.FrameNetwork):
     """`depth` blocks of `width` channels on `[batch, frames, features]`; the MLPs are `expansion` times as wide.
 
-    `kernel` taps (odd), with dilations 1, 2, 4 ... 2**(dilation_cycle - 1), repeated. `condition_features` > 0 adds
-    conditioner frames (as many as network frames), projected and summed to the input. `num_classes` > 0 adds a label
-    embedding that is dropped with `label_dropout` in training; with `self_conditioning` the condition's estimate of x0
-    is part of the input; `second_time` as in `Transformer`, `zero_output` as in `output_init`.
+    `kernel` taps (odd), with dilations 1, 2, 4 ... 2**(dilation_cycle - 1), repeated. Other options: see `layers`.
     """
 
     def __init__(
@@ -87,45 +65,33 @@ class ConvNeXt(nnx.Module):
         second_time: bool = False,
         zero_output: bool = True,
         remat: bool = False,
-        compute_dtype: ComputeDtype = "float32",
+        compute_dtype: layers.ComputeDtype = "float32",
         rngs: nnx.Rngs,
     ):
         if kernel < 1 or kernel % 2 == 0:
             raise ValueError(f"kernel: expected an odd number of taps, got {kernel}; use {kernel + 1}")
         self.kernel, self.remat, self.self_conditioning = kernel, remat, self_conditioning
         self.dilations = tuple(2 ** (i % dilation_cycle) for i in range(depth))
-        self.conditioner = Conditioner(width, num_classes, label_dropout, second_time, rngs=rngs)
+        self.conditioner = layers.Conditioner(width, num_classes, label_dropout, second_time, rngs=rngs)
         self.input = nnx.Linear(2 * features if self_conditioning else features, width, rngs=rngs)
         self.condition = nnx.Linear(condition_features, width, rngs=rngs) if condition_features else None
-        self.blocks = stack(lambda rngs: Block(width, kernel, expansion, 1 / depth, compute_dtype, rngs), depth, rngs)
+        make = functools.partial(Block, width, kernel, expansion, 1 / depth, compute_dtype)
+        self.blocks = layers.stack(make, depth, rngs)
         self.modulation = nnx.Linear(width, 2 * width, kernel_init=nnx.initializers.zeros_init(), rngs=rngs)
-        self.output = nnx.Linear(width, features, kernel_init=output_init(zero_output), rngs=rngs)
+        self.output = nnx.Linear(width, features, kernel_init=layers.output_init(zero_output), rngs=rngs)
 
     @property
     def receptive_field(self) -> int:
         """Network frames that one output frame depends on."""
         return 1 + (self.kernel - 1) * sum(self.dilations)
 
-    def __call__(
-        self,
-        x_t: Float[Array, "batch frames features"],
-        t: Float[Array, " batch"],
-        cond: Condition = Condition(),
-        *,
-        r: Float[Array, " batch"] | None = None,
-        rngs: nnx.Rngs | None = None,
-    ) -> Float[Array, "batch frames features"]:
-        c = self.conditioner(t, cond.label, r, rngs)
-        h = self.input(cond.beside(x_t) if self.self_conditioning else x_t)
-        if self.condition is not None and cond.frames is not None:
-            h = h + self.condition(cond.frames)
-        valid, largest = cond.valid(h.shape[1]), max(self.dilations)
+    def hidden(self, x_t: Array, c: Array, cond: layers.Condition, rngs: nnx.Rngs | None) -> Array:
+        h, valid, largest = self.projected(x_t, cond), cond.valid(x_t.shape[1]), max(self.dilations)
         fixed = largest == 1  # then the slices are known to the compiler
 
         def apply(block, h, items, dilation):
             return block(h, *items, 1 if fixed else dilation, None if fixed else largest)
 
         items = lambda block: (block.modulation(c), valid)  # noqa: E731
-        h = scan_blocks(self.blocks, apply, h, items, jnp.asarray(self.dilations), remat=self.remat)
-        shift, scale = jnp.split(self.modulation(c), 2, axis=-1)
-        return self.output(modulate(h, shift, scale))
+        h = layers.scan_blocks(self.blocks, apply, h, items, jnp.asarray(self.dilations), remat=self.remat)
+        return layers.modulate(h, *jnp.split(self.modulation(c), 2, axis=-1))

@@ -59,9 +59,8 @@ class _Chunks:
 
     def slot(self, slots: Array, index: Array, at: Array, beyond: int = 0) -> Array:
         """A chunk of one of [slots, batch, frames, channels], and frames `beyond` it."""
-        return jax.lax.dynamic_slice(slots, (index, 0, at, 0), (1, slots.shape[1], self.size + beyond, slots.shape[3]))[
-            0
-        ]
+        sizes = (1, slots.shape[1], self.size + beyond, slots.shape[3])
+        return jax.lax.dynamic_slice(slots, (index, 0, at, 0), sizes)[0]
 
     def seen(self, y: Array, index: Array, c: Array | None, start: Array, dilation: Array) -> Array:
         """What the product of a chunk sees: taps and condition."""
@@ -83,7 +82,7 @@ def _gates(z: Array) -> tuple[Array, Array]:
     return jax.nn.sigmoid(gate), jnp.tanh(signal)
 
 
-def _forward(h, steps, c, weights, lengths, dilations, backward):
+def _forward(h, steps, c, weights, dilations, lengths, backward):
     """The sum of skips and, for a `backward` pass, y and perhaps the gates of all layers."""
     batch, frames, channels = h.shape
     chunks, layers, kernels = _Chunks(batch, frames, dilations, lengths), len(dilations), weights[0]
@@ -101,16 +100,13 @@ def _forward(h, steps, c, weights, lengths, dilations, backward):
         tiles = winograd.Tiles(chunks.size, dilation)
         transformed = winograd.transform(kernel[: 3 * channels]) if tiled else None
 
-        def in_tiles(y: Array, start: Array, transformed: Array) -> Array:
-            """What the gates see, in the order of tiles."""
-            near = chunks.slot(y, index % slots, start, beyond=2 * reach)
-            z = winograd.convolve(near[:, reach + tiles.inputs], transformed) + bias
-            return z if c is None else z + chunks.take(c, start)[:, tiles.order] @ kernel[3 * channels :]
-
         def chunk(carry, start):
             y, total, gates = carry
-            if transformed is not None:
-                a, b = _gates(in_tiles(y, start, transformed))
+            if transformed is not None:  # what the gates see is in the order of tiles
+                near = chunks.slot(y, index % slots, start, beyond=2 * reach)
+                z = winograd.convolve(near[:, reach + tiles.inputs], transformed) + bias
+                z = z if c is None else z + chunks.take(c, start)[:, tiles.order] @ kernel[3 * channels :]
+                a, b = _gates(z)
                 gated, here = tiles.in_time(a * b), chunks.slot(y, index % slots, start + reach)
             else:
                 x = chunks.seen(y, index % slots, c, start, dilation)
@@ -132,17 +128,26 @@ def _forward(h, steps, c, weights, lengths, dilations, backward):
     return total[:, :frames], (y, gates)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
-def _stack(h, steps, c, weights, lengths, dilations):
-    return _forward(h, steps, c, weights, lengths, dilations, False)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def dilated_stack(
+    h: Float[Array, "batch frames channels"],
+    steps: Float[Array, "layers batch channels"],
+    c: Float[Array, "batch frames condition"] | None,
+    weights: tuple[Array, Array, Array, Array],
+    dilations: tuple[int, ...],
+    lengths: Int[Array, " batch"] | None = None,
+) -> Float[Array, "batch frames channels"]:
+    """Sum of the skips of all layers. `weights` are stacked kernels and biases: of taps (-d, 0, d) and then condition
+    [layers, 3 channels + condition, 2 channels], and of the output; frames beyond `lengths` are seen by no other."""
+    return _forward(h, steps, c, weights, dilations, lengths, False)[0]
 
 
-def _stack_fwd(h, steps, c, weights, lengths, dilations):
-    total, kept = _forward(h, steps, c, weights, lengths, dilations, True)
+def _with_gradient(h, steps, c, weights, dilations, lengths):
+    total, kept = _forward(h, steps, c, weights, dilations, lengths, True)
     return total, (kept, c, weights, lengths)
 
 
-def _stack_bwd(dilations, saved, d_total):
+def _gradient(dilations, saved, d_total):
     (y, gates), c, weights, lengths = saved
     batch, frames, channels = d_total.shape
     chunks, layers = _Chunks(batch, frames, dilations, lengths), len(dilations)
@@ -184,19 +189,4 @@ def _stack_bwd(dilations, saved, d_total):
     return own(d_y), d_steps, d_c, jax.tree.map(lambda d: d.sum(1), d_weights), None
 
 
-_stack.defvjp(_stack_fwd, _stack_bwd)
-
-
-def dilated_stack(
-    h: Float[Array, "batch frames channels"],
-    steps: Float[Array, "layers batch channels"],
-    c: Float[Array, "batch frames condition"] | None,
-    weights: tuple[Array, Array, Array, Array],
-    dilations: tuple[int, ...],
-    lengths: Int[Array, " batch"] | None = None,
-) -> Float[Array, "batch frames channels"]:
-    """Sum of the skips of all layers. `weights` are stacked kernels and biases: of taps (-d, 0, d) and then condition
-    [layers, 3 channels + condition, 2 channels], and of the output; `steps` are added to h. Frames beyond `lengths`
-    are seen by no other.
-    """
-    return _stack(h, steps, c, weights, lengths, dilations)
+dilated_stack.defvjp(_with_gradient, _gradient)

@@ -5,8 +5,8 @@ neighbours, and convolves along each column: 5 taps, stride 3, four times, then 
 (Jang et al. 2021, UnivNet, section 2.2) convolves magnitudes over 3 frames and 9 bins, halving the bins three times.
 Both have weight normalisation and leaky ReLU, 0.1 and 0.2 as in the papers, and return logits and feature maps.
 
-Every convolution is a matrix product of overlapping blocks of positions: forward and backward run at the speed of
-products on a CPU, where XLA's strided convolutions have a slow gradient.
+Every convolution is a matrix product of overlapping blocks of positions: XLA's strided convolutions have a
+slow gradient on a CPU.
 """
 
 from typing import NamedTuple
@@ -33,10 +33,8 @@ Weights = tuple[Array, Array]  # of one convolution: the kernel of its product, 
 
 class Convolution(nnx.Module):
     """Over the second last axis, `taps` wide and of every `stride`-th position; with `rows` also over that many
-    neighbours of the axis before it. Zero beyond the ends.
-
-    Weight normalisation (Salimans & Kingma 2016, eq. 2): one gain per output channel. LeCun normal, zero bias.
-    """
+    neighbours of the axis before it. Zero beyond the ends. LeCun normal, zero bias; weight normalisation (Salimans &
+    Kingma 2016, eq. 2) with one gain per output channel."""
 
     def __init__(self, channels: int, features: int, taps: int, *, stride: int = 1, rows: int = 1, rngs: nnx.Rngs):
         self.taps, self.stride, self.rows = taps, stride, rows
@@ -92,11 +90,8 @@ def blocks_of(x: Array, size: int, span: int, before: int, count: int) -> Array:
     padded = jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(before, after), (0, 0)])
     padded = jax.lax.slice_in_dim(padded, 0, (count + more) * size, axis=-2)
     folded = padded.reshape(*x.shape[:-2], count + more, size * x.shape[-1])
-    pieces = []
-    for i in range(more):
-        width = min(size, span - i * size) * x.shape[-1]
-        pieces.append(jax.lax.slice_in_dim(folded, i, i + count, axis=-2)[..., :width])
-    return jnp.concatenate(pieces, axis=-1)
+    pieces = [jax.lax.slice_in_dim(folded, i, i + count, axis=-2) for i in range(more)]
+    return jnp.concatenate(pieces, axis=-1)[..., : span * x.shape[-1]]
 
 
 class _Discriminator(nnx.Module):
@@ -148,10 +143,8 @@ class SpectrogramDiscriminator(_Discriminator):
 
 
 class Discriminators(nnx.Module):
-    """All of them: one per period of `PERIODS`, of `period_width`, and one per spectrogram, of `spectral_width`.
-
-    Those of a kind are a `stack`, so that what concerns their weights alone is compiled once for all.
-    """
+    """One per period of `PERIODS`, of `period_width`, and one per spectrogram, of `spectral_width`. Those of a kind are
+    a `stack`, so that what concerns their weights alone is compiled once for all."""
 
     def __init__(self, resolutions: int, *, period_width: int = 32, spectral_width: int = 32, rngs: nnx.Rngs):
         self.periods = stack(lambda rngs: PeriodDiscriminator(period_width, rngs=rngs), len(PERIODS), rngs)

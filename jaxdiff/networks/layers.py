@@ -1,13 +1,22 @@
 """The parts networks share: condition, embeddings of diffusion time and class, stacks of equal layers.
 
 A network is called as `network(x_t, t, cond, rngs=None)` with `x_t` [batch, frames, features], `t` [batch] in [0, 1]
-and a `Condition`; it returns an array shaped like `x_t`. `rngs` is given in training only: label dropout draws from it.
-A network built with a second time also takes `r` [batch] <= t, the time that its estimate is to jump to.
+and a `Condition`; it returns an array shaped like `x_t`. `rngs` is given in training only: dropout draws from it. These
+options mean the same in all of them:
 
-Mixed precision is one policy, `compute_dtype`: parameters, sums, norms, softmax, the embeddings of time and class and
-the last layer are float32; with "bfloat16" the factors of the other matrix products are rounded to bfloat16.
+    condition_features  above 0, of conditioner frames (as many as network frames), projected and summed to the input
+    num_classes         above 0, a label embedding, dropped with `label_dropout` in training
+    self_conditioning   the condition's estimate of x0 is part of the input
+    second_time         the network can jump to a time `r` [batch] <= t, by default t: an embedding of t - r is added to
+                        that of t, zero at first, so that an ordinary network's weights can be continued
+    zero_output         the last layer begins at zero; if not, Xavier uniform, for a generator whose loss is spectral
+                        and so has no gradient at silence
+    remat               the backward pass recomputes the inside of every layer instead of keeping it
+    compute_dtype       with "bfloat16" the factors of matrix products are rounded to it; parameters, sums, norms,
+                        softmax, the embeddings of time and class and the last layer are float32
 """
 
+import abc
 from collections.abc import Callable
 from typing import Literal, NamedTuple, TypeVar
 
@@ -18,14 +27,15 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 ComputeDtype = Literal["float32", "bfloat16"]
+Frames = Float[Array, "batch frames features"]
+PerItem = Float[Array, " batch"]
 _Layer = TypeVar("_Layer", bound=nnx.Module)
 
 
 class Condition(NamedTuple):
-    """What is known while x0 is made: a class index per item, features per condition frame, and for networks built
-    with self-conditioning an earlier estimate of x0, 0 where there is none. `tokens` are attended to in no time order,
-    those that `token_mask` marks. `lengths` are the frames of x_t that count, the first ones; the rest is padding that
-    no other frame sees and where the output means nothing."""
+    """What is known while x0 is made: a class per item, condition frames, an earlier estimate of x0 (for networks with
+    self-conditioning; None is 0). `tokens` are attended to in no time order, those that `token_mask` marks. `lengths`
+    are the first frames of x_t, which count; the rest is padding that no other frame sees and whose output is void."""
 
     label: Int[Array, " batch"] | None = None
     frames: Float[Array, "batch frames channels"] | None = None
@@ -53,11 +63,9 @@ class Condition(NamedTuple):
 
 
 class LabelEmbedding(nnx.Module):
-    """One vector per class and one for "unknown", which replaces a class with `dropout_rate` while training.
-
-    Classifier-free guidance (Ho & Salimans 2022, algorithm 1) needs both vectors trained. Standard normal, so that the
-    classes are far apart from the first step on: with DiT's 0.02 a short training hardly uses them.
-    """
+    """One vector per class and one for "unknown", which replaces a class with `dropout_rate` while training (Ho &
+    Salimans 2022, algorithm 1). Standard normal, so that the classes are far apart from the first step on: with DiT's
+    0.02 a short training hardly uses them."""
 
     def __init__(self, num_classes: int, width: int, dropout_rate: float, *, rngs: nnx.Rngs):
         self.num_classes, self.dropout_rate = num_classes, dropout_rate
@@ -78,11 +86,23 @@ def sinusoids(position: Float[Array, " batch"], frequencies: np.ndarray) -> Floa
     return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
 
 
-class Conditioner(nnx.Module):
-    """Diffusion time and class as one vector (`conditioning`); `label_dropout` is the share of classes dropped.
+def conditioning(parts, t: Array, label: Array | None, r: Array | None, rngs: nnx.Rngs | None) -> Array:
+    """SiLU of the sum of time's embedding, the label's, and that of t - r where `parts` have one (r = t by default);
+    each time passes sinusoids and two linear layers (DiT, Peebles & Xie 2023, section 3.2)."""
+    if r is not None and parts.jump_1 is None:
+        raise ValueError("the network was given a second time r but built without; build it with second_time=True")
+    frequencies = 1e4 ** (-np.arange(128) / 128)
+    c = parts.time_2(jax.nn.silu(parts.time_1(sinusoids(1000 * t, frequencies))))
+    if parts.jump_1 is not None:
+        c = c + parts.jump_2(jax.nn.silu(parts.jump_1(sinusoids(1000 * (t - (t if r is None else r)), frequencies))))
+    if parts.label is not None:
+        c = c + parts.label(label, len(t), rngs=rngs)
+    return jax.nn.silu(c)
 
-    Linear layers are LeCun normal (LeCun et al. 1998, section 4.6) with zero bias; `jump_2` is zero at first.
-    """
+
+class Conditioner(nnx.Module):
+    """Diffusion time and class as one vector. Linear layers are LeCun normal (LeCun et al. 1998, section 4.6) with zero
+    bias; `jump_2` is zero at first."""
 
     def __init__(self, width: int, num_classes: int, label_dropout: float, second_time: bool, *, rngs: nnx.Rngs):
         self.time_1, self.time_2 = nnx.Linear(256, width, rngs=rngs), nnx.Linear(width, width, rngs=rngs)
@@ -95,24 +115,40 @@ class Conditioner(nnx.Module):
         return conditioning(self, t, label, r, rngs)
 
 
-def conditioning(parts, t: Array, label: Array | None, r: Array | None, rngs: nnx.Rngs | None) -> Array:
-    """SiLU of the sum of time's embedding, the label's, and that of t - r where `parts` have one (r = t by default).
+class FrameNetwork(nnx.Module):
+    """A network whose `hidden` layers stand between the layers `input` and `output`, with `conditioner` beside them."""
 
-    Each time passes sinusoids and two linear layers (DiT, Peebles & Xie 2023, section 3.2).
-    """
-    if r is not None and parts.jump_1 is None:
-        raise ValueError("the network was given a second time r but built without; build it with second_time=True")
-    frequencies = 1e4 ** (-np.arange(128) / 128)
-    c = parts.time_2(jax.nn.silu(parts.time_1(sinusoids(1000 * t, frequencies))))
-    if parts.jump_1 is not None:
-        c = c + parts.jump_2(jax.nn.silu(parts.jump_1(sinusoids(1000 * (t - (t if r is None else r)), frequencies))))
-    if parts.label is not None:
-        c = c + parts.label(label, len(t), rngs=rngs)
-    return jax.nn.silu(c)
+    conditioner: Callable
+    input: nnx.Linear
+    condition: nnx.Linear | None
+    output: nnx.Linear
+    self_conditioning: bool
+
+    def __call__(
+        self,
+        x_t: Frames,
+        t: PerItem,
+        cond: Condition = Condition(),
+        *,
+        r: PerItem | None = None,
+        rngs: nnx.Rngs | None = None,
+    ) -> Frames:
+        h = self.hidden(x_t, self.conditioner(t, cond.label, r, rngs), cond, rngs)
+        return self.output(h)[:, : x_t.shape[1]]
+
+    @abc.abstractmethod
+    def hidden(self, x_t: Frames, c: Array, cond: Condition, rngs: nnx.Rngs | None) -> Array:
+        """What the output layer sees, further frames at the end being left away; `c` is the conditioner's."""
+
+    def projected(self, x_t: Frames, cond: Condition, added: Array | None = None) -> Array:
+        """The sum of the projected input, what is `added` and the condition frames."""
+        h = self.input(cond.beside(x_t) if self.self_conditioning else x_t)
+        h = h if added is None else h + added
+        return h if self.condition is None or cond.frames is None else h + self.condition(cond.frames)
 
 
 def linear_options(compute_dtype: str) -> dict:
-    """The options of an `nnx.Linear` that computes in `compute_dtype` and returns float32 (module docstring)."""
+    """The options of an `nnx.Linear` that computes in `compute_dtype` and returns float32."""
     options = {"float32": {}, "bfloat16": dict(dtype=jnp.bfloat16, preferred_element_type=jnp.float32)}
     if compute_dtype not in options:
         raise ValueError(f"compute_dtype: expected one of {', '.join(options)}, got {compute_dtype!r}")
@@ -120,10 +156,7 @@ def linear_options(compute_dtype: str) -> dict:
 
 
 def output_init(zero_output: bool) -> nnx.Initializer:
-    """How a network's last layer begins: at zero, or Xavier uniform for a generator whose loss is spectral.
-
-    Such a loss has no gradient at silence.
-    """
+    """How a network's last layer begins."""
     return nnx.initializers.zeros_init() if zero_output else nnx.initializers.xavier_uniform()
 
 
@@ -152,16 +185,21 @@ def modulate(h: Array, shift: Array, scale: Array) -> Array:
     return layer_norm(h) * (1 + scale[:, None]) + shift[:, None]
 
 
-def taps(
-    h: Float[Array, "batch frames channels"], dilation: int | Array = 1, reach: int | None = None
-) -> Float[Array, "batch frames three_channels"]:
-    """Frames n - dilation, n and n + dilation side by side, zero beyond the ends: a product with a [3 channels, out]
-    kernel is then a convolution. A traced dilation needs `reach`, the largest it can be."""
-    margin = dilation if reach is None else reach
-    frames = h.shape[1]
+def shifted(
+    h: Float[Array, "batch frames channels"], count: int, dilation: int | Array = 1, reach: int | None = None
+) -> list[Float[Array, "batch frames channels"]]:
+    """`h` as an odd `count` of taps see it, `dilation` frames apart, zero beyond the ends; a traced dilation needs
+    `reach`, the largest it can be."""
+    half, frames = count // 2, h.shape[1]
+    margin = half * (dilation if reach is None else reach)
     padded = jnp.pad(h, ((0, 0), (margin, margin), (0, 0)))
-    starts = (margin - dilation, margin, margin + dilation)
-    return jnp.concatenate([jax.lax.dynamic_slice_in_dim(padded, s, frames, axis=1) for s in starts], axis=-1)
+    starts = [margin + (k - half) * dilation for k in range(count)]
+    return [jax.lax.dynamic_slice_in_dim(padded, start, frames, axis=1) for start in starts]
+
+
+def taps(h: Array, dilation: int | Array = 1, reach: int | None = None) -> Float[Array, "batch frames three_channels"]:
+    """Three taps side by side: a product with a [3 channels, out] kernel is then a convolution."""
+    return jnp.concatenate(shifted(h, 3, dilation, reach), axis=-1)
 
 
 def stack(make_layer: Callable[[nnx.Rngs], _Layer], count: int, rngs: nnx.Rngs) -> _Layer:
@@ -174,8 +212,7 @@ def stack(make_layer: Callable[[nnx.Rngs], _Layer], count: int, rngs: nnx.Rngs) 
 def scan_layers(layers: nnx.Module, apply: Callable, carry, xs=None, *, remat: bool = False):
     """`carry, ys` after `apply(layer, carry, x) -> (carry, y)` with each layer of a `stack`, as one `lax.scan`.
 
-    One layer is compiled whatever the depth. The backward pass keeps the products with weights and recomputes what is
-    cheap, which is faster than fetching it from memory; with `remat` it recomputes a layer's whole inside.
+    Without `remat` too the backward pass recomputes what is cheap: all but the products with weights.
     """
     graphdef, params = nnx.split(layers)
 
@@ -188,11 +225,9 @@ def scan_layers(layers: nnx.Module, apply: Callable, carry, xs=None, *, remat: b
 
 
 def scan_blocks(blocks: nnx.Module, apply: Callable, h: Array, items: Callable, xs=None, *, remat: bool = False):
-    """`h` after `h <- apply(block, h, items(block), x)` with each block of a `stack`: `scan_layers` for blocks that
-    treat the items of a batch alike, `items(block)` being a tree of what a block sees of each item beside `h`.
-
-    A CPU works through a few items at a time where no gradient is asked for: their temporaries stay in the cache.
-    """
+    """`h` after `h <- apply(block, h, items(block), x)` with each block of a `stack`, `items(block)` being a tree of
+    what a block sees of each item beside `h`. Where no gradient is asked for, a CPU works through a few items at a
+    time: their temporaries stay in the cache."""
     graphdef, _ = nnx.split(blocks)
 
     def step(block, h, x):

@@ -14,26 +14,22 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from .layers import ComputeDtype, Condition, Conditioner, apply_layer, linear_options, output_init
+from .layers import ComputeDtype, Condition, Conditioner, FrameNetwork, apply_layer, linear_options, output_init
 
 
 class Layer(nnx.Module):
-    """One layer of `width` cells, in one direction or both, whose outputs lie side by side.
-
-    Input kernels Glorot uniform (Glorot & Bengio 2010), recurrent ones orthogonal (Saxe et al. 2014), biases zero but
-    the forget gate's, 1 (Jozefowicz et al. 2015).
-    """
+    """`width` cells, in one direction or both, whose outputs lie side by side. Input kernels Glorot uniform (Glorot &
+    Bengio 2010), recurrent ones orthogonal (Saxe et al. 2014), biases zero but the forget gate's, 1 (Jozefowicz et al.
+    2015)."""
 
     def __init__(
         self, width: int, *, bidirectional: bool = False, compute_dtype: ComputeDtype = "float32", rngs: nnx.Rngs
     ):
         self.bidirectional, self.compute_dtype = bidirectional, compute_dtype
         streams = 2 if bidirectional else 1
-        options: dict[str, Any] = dict(
-            kernel_init=nnx.initializers.glorot_uniform(), rngs=rngs, **linear_options(compute_dtype)
-        )
+        options: dict[str, Any] = dict(kernel_init=nnx.initializers.glorot_uniform(), **linear_options(compute_dtype))
         forget = jnp.zeros((streams, 4, width)).at[:, 1].set(1.0).ravel()
-        self.input = nnx.Linear(streams * width, streams * 4 * width, bias_init=lambda *_: forget, **options)
+        self.input = nnx.Linear(streams * width, streams * 4 * width, bias_init=lambda *_: forget, rngs=rngs, **options)
         square = nnx.initializers.orthogonal()
         draw = lambda: [square(rngs.params(), (width, width)) for _ in range(4)]  # noqa: E731
         self.recurrent = nnx.Param(jnp.stack([jnp.concatenate(draw(), axis=1) for _ in range(streams)]))
@@ -64,14 +60,9 @@ class Layer(nnx.Module):
         return h.swapaxes(0, 1)
 
 
-class LSTM(nnx.Module):
+class LSTM(FrameNetwork):
     """`depth` layers of `width` cells on `[batch, frames, features]`; one-way, a frame sees itself and the past alone.
-
-    Time, class and `condition_features` conditioner frames (as many as network frames) are projected and summed to the
-    input. `num_classes` > 0 adds a label embedding that is dropped with `label_dropout` in training; with
-    `self_conditioning` the condition's estimate of x0 is part of the input; `second_time` as in `Transformer`.
-    Zero-initialised output (`zero_output`, see `output_init`).
-    """
+    Time and class are added to the input. Other options: see `layers`."""
 
     def __init__(
         self,
@@ -101,19 +92,8 @@ class LSTM(nnx.Module):
 
     receptive_field = None  # the whole input, or the whole past
 
-    def __call__(
-        self,
-        x_t: Float[Array, "batch frames features"],
-        t: Float[Array, " batch"],
-        cond: Condition = Condition(),
-        *,
-        r: Float[Array, " batch"] | None = None,
-        rngs: nnx.Rngs | None = None,
-    ) -> Float[Array, "batch frames features"]:
-        h = self.input(cond.beside(x_t) if self.self_conditioning else x_t)
-        h = h + self.conditioner(t, cond.label, r, rngs)[:, None]
-        if self.condition is not None and cond.frames is not None:
-            h = h + self.condition(cond.frames)
+    def hidden(self, x_t: Array, c: Array, cond: Condition, rngs: nnx.Rngs | None) -> Array:
+        h = self.projected(x_t, cond, c[:, None])
         for layer in self.layers:
             h = apply_layer(layer, h, cond.valid(h.shape[1]), remat=self.remat)
-        return self.output(h)
+        return h

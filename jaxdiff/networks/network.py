@@ -22,9 +22,9 @@ Params = Any  # nested dict of arrays
 
 
 class Network(NamedTuple):
-    """`init(key) -> params` and `apply(params, x_t, t, cond, *, r=None, key=None) -> output`; make one of any two such
-    functions, or by `from_nnx` and `from_linen`. `bind(params)` is the module itself, where there is one: what counts
-    parameters by layer or generates sample by sample needs it."""
+    """`init(key) -> params` and `apply(params, x_t, t, cond, *, r=None, key=None) -> output`, any two such functions.
+    `bind(params)` is the module itself, where there is one: what counts parameters by layer or generates sample by
+    sample needs it."""
 
     init: Callable[[PRNGKeyArray], Params]
     apply: Callable
@@ -61,11 +61,8 @@ def from_nnx(make: Callable[[nnx.Rngs], nnx.Module]) -> Network:
             options["rngs"] = nnx.Rngs(key)
         return nnx.merge(graphdef, params)(*inputs[:count], **options)
 
-    return Network(
-        init=lambda key: nnx.to_pure_dict(nnx.split(make(nnx.Rngs(key)))[1]),
-        apply=apply,
-        bind=lambda params: nnx.merge(graphdef, params),
-    )
+    init = lambda key: nnx.to_pure_dict(nnx.split(make(nnx.Rngs(key)))[1])  # noqa: E731
+    return Network(init, apply, bind=lambda params: nnx.merge(graphdef, params))
 
 
 def from_linen(module: Any, channels: int, cond: Condition = Condition(), *, frames: int = 8) -> Network:
@@ -87,7 +84,6 @@ def from_linen(module: Any, channels: int, cond: Condition = Condition(), *, fra
 def _arguments(call: Callable) -> tuple[int, set[str]]:
     """How many positional arguments a module's `__call__` takes after self, and the names of all."""
     parameters = inspect.signature(call).parameters.values()
-    if any(p.kind is p.VAR_POSITIONAL for p in parameters):
-        return 3, {p.name for p in parameters}
-    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    return len(positional) - 1, {p.name for p in parameters}
+    positional = sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters) - 1
+    any_number = any(p.kind is p.VAR_POSITIONAL for p in parameters)
+    return 3 if any_number else positional, {p.name for p in parameters}

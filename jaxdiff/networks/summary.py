@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from .layers import Condition
+from .layers import Condition, count_params
 
 
 class Row(NamedTuple):
@@ -33,12 +33,11 @@ class Summary(NamedTuple):
 
     def __str__(self) -> str:
         wide, kinds = max(len(row.name) for row in self.rows), max(len(row.kind) for row in self.rows)
-        lines = [f"{r.name:{wide}s}  {r.kind:{kinds}s}  {r.parameters:>12,}" for r in self.rows]
+        rows = [*self.rows, Row("all", "", self.parameters)]
         field = "the whole input" if self.receptive_field is None else f"{self.receptive_field:,.1f} ms"
-        return "\n".join(
-            [*lines, f"{'all':{wide}s}  {'':{kinds}s}  {self.parameters:>12,}", f"receptive field {field}"]
-            + [f"{self.flops / 1e9:,.3g} GFLOP per call and second of sound"]
-        )
+        lines = [f"{r.name:{wide}s}  {r.kind:{kinds}s}  {r.parameters:>12,}" for r in rows]
+        lines += [f"receptive field {field}", f"{self.flops / 1e9:,.3g} GFLOP per call and second of sound"]
+        return "\n".join(lines)
 
 
 def summarize(
@@ -52,9 +51,8 @@ def summarize(
 ) -> Summary:
     """The summary of `network` on one item of `frames` frames of `features` at `frame_rate` Hz.
 
-    `cond` gives the shapes of what is known; `inputs` those of a call that is not `network(x_t, t, cond)`.
-    The network may be abstract (`nnx.eval_shape`), the condition of
-    `jax.ShapeDtypeStruct`s. Attention costs more per second for longer items, so `frames` matters there.
+    `inputs` are those of a call that is not `network(x_t, t, cond)`. The network may be abstract (`nnx.eval_shape`),
+    the inputs `jax.ShapeDtypeStruct`s. Attention costs more per second for longer items, so `frames` matters there.
     """
     graphdef, params = nnx.split(network)
     rows: dict[str, Row] = {}
@@ -63,17 +61,12 @@ def summarize(
         name = ".".join(map(str, keys)) or "(itself)"
         before = rows[name].parameters if name in rows else 0
         rows[name] = Row(name, _kind(network, keys), before + int(np.prod(leaf.shape)))
-    x = jax.ShapeDtypeStruct((1, frames, features), jnp.float32)
-    t = jax.ShapeDtypeStruct((1,), jnp.float32)
+    x, t = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((1, frames, features), (1,)))
     inputs = (x, t, cond) if inputs is None else inputs
     per_call = flops(lambda params, *inputs: nnx.merge(graphdef, params)(*inputs), params, *inputs)
     reach: float | None = getattr(network, "receptive_field")  # noqa: B009 (an nnx.Module in general has none)
-    return Summary(
-        tuple(rows.values()),
-        sum(row.parameters for row in rows.values()),
-        None if reach is None else 1e3 * reach / frame_rate,
-        per_call * frame_rate / frames,
-    )
+    field = None if reach is None else 1e3 * reach / frame_rate
+    return Summary(tuple(rows.values()), count_params(params), field, per_call * frame_rate / frames)
 
 
 def _kind(network: Any, keys: list) -> str:

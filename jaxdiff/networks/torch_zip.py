@@ -16,9 +16,9 @@ import numpy as np
 _DTYPES = {"Float": "<f4", "Double": "<f8", "Half": "<f2", "Long": "<i8", "Int": "<i4", "Short": "<i2", "Bool": "?"}
 _STORAGES = {f"torch {name}Storage": np.dtype(code) for name, code in _DTYPES.items()}
 _CALLS = ("collections OrderedDict", "torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_parameter")
-_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
-_VALUES = ("BINUNICODE", "SHORT_BINUNICODE", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT")
 _MARK = object()
+_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": (), "MARK": _MARK}
+_VALUES = ("BINUNICODE", "SHORT_BINUNICODE", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT")
 
 
 class _Global(NamedTuple):
@@ -50,14 +50,10 @@ def read_torch_zip(path: str | Path, *, only: str | None = None, limit_bytes: in
             if "byteorder" in files and archive.read(files["byteorder"]) != b"little":
                 raise ValueError(f"{path} was saved on a big-endian machine; save it again on a little-endian one")
             tree = _unpickled(archive.read(files["data.pkl"]), path)
-            if only is not None and isinstance(tree, dict) and only in tree:
-                tree = tree[only]
-            budget = [limit_bytes]
+            tree, budget = tree[only] if isinstance(tree, dict) and only in tree else tree, [limit_bytes]
             return _filled(tree, lambda tensor: _read(archive, files, tensor, budget, path), 0)
     except zipfile.BadZipFile as error:
-        raise ValueError(
-            f"{path} is not a file of torch.save ({error}); files older than PyTorch 1.6 are not"
-        ) from None
+        raise ValueError(f"{path} is not a file of torch.save ({error}); files before PyTorch 1.6 are not") from None
 
 
 def _unpickled(program: bytes, path) -> Any:
@@ -66,7 +62,7 @@ def _unpickled(program: bytes, path) -> Any:
 
     def since_mark() -> list:
         at = len(stack) - 1 - next(i for i, item in enumerate(reversed(stack)) if item is _MARK)
-        items = stack[at + 1 :]
+        _, *items = stack[at:]
         del stack[at:]
         return items
 
@@ -81,24 +77,17 @@ def _unpickled(program: bytes, path) -> Any:
                     stack.append(_CONSTANTS[name])
                 case name if name in _VALUES:
                     stack.append(argument)
-                case "MARK":
-                    stack.append(_MARK)
                 case "EMPTY_DICT":
                     stack.append({})
                 case "EMPTY_LIST":
                     stack.append([])
-                case "EMPTY_TUPLE":
-                    stack.append(())
                 case "TUPLE":
                     stack.append(tuple(since_mark()))
                 case "TUPLE1" | "TUPLE2" | "TUPLE3":
                     count = int(opcode.name[-1])
                     stack[-count:] = [tuple(stack[-count:])]
-                case "APPEND":
-                    item = stack.pop()
-                    stack[-1].append(item)
-                case "APPENDS":
-                    items = since_mark()
+                case "APPEND" | "APPENDS":
+                    items = since_mark() if opcode.name == "APPENDS" else [stack.pop()]
                     stack[-1].extend(items)
                 case "SETITEM":
                     value, key = stack.pop(), stack.pop()
@@ -112,9 +101,8 @@ def _unpickled(program: bytes, path) -> Any:
                     stack.append(memo[argument])
                 case "GLOBAL":
                     if argument not in _CALLS and argument not in _STORAGES:
-                        raise ValueError(
-                            f"{path} names {str(argument).replace(' ', '.')}, which no tensor needs; refused"
-                        )
+                        name = str(argument).replace(" ", ".")
+                        raise ValueError(f"{path} names {name}, which no tensor needs; refused")
                     stack.append(_Global(argument))
                 case "BINPERSID":
                     stack.append(_storage(stack.pop()))

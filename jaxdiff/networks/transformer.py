@@ -16,29 +16,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
+from . import layers
 from .attention import cross_attention, self_attention
-from .layers import (
-    ComputeDtype,
-    Condition,
-    LabelEmbedding,
-    conditioning,
-    linear_options,
-    modulate,
-    output_init,
-    scan_blocks,
-    sinusoids,
-    stack,
-    taps,
-)
 
 
 class Block(nnx.Module):
-    """Optional gated convolution, attention, optional attention to tokens, and MLP, all modulated.
-
-    Xavier uniform kernels, zero biases, zero modulation.
-    """
+    """Optional gated convolution, attention, optional attention to tokens, and MLP, all modulated. Xavier uniform
+    kernels, zero biases, zero modulation."""
 
     def __init__(
         self,
@@ -50,14 +36,14 @@ class Block(nnx.Module):
         window: int | None = None,
         token_features: int = 0,
         convolution: bool = False,
-        compute_dtype: ComputeDtype = "float32",
+        compute_dtype: layers.ComputeDtype = "float32",
         rngs: nnx.Rngs,
     ):
-        self.heads, self.dropout, self.window, self.compute_dtype = heads, dropout, window, compute_dtype
+        self.heads, self.dropout, self.window = heads, dropout, window
+        self.compute_dtype: layers.ComputeDtype = compute_dtype
         self.branches = 2 + convolution + (token_features > 0)
-        xavier: dict[str, Any] = dict(
-            kernel_init=nnx.initializers.xavier_uniform(), rngs=rngs, **linear_options(compute_dtype)
-        )
+        xavier: dict[str, Any] = dict(kernel_init=nnx.initializers.xavier_uniform(), rngs=rngs)
+        xavier |= layers.linear_options(compute_dtype)
         zeros = nnx.initializers.zeros_init()
         self.modulation = nnx.Linear(width, 3 * self.branches * width, kernel_init=zeros, rngs=rngs)
         self.qkv = nnx.Linear(width, 3 * width, **xavier)
@@ -74,40 +60,36 @@ class Block(nnx.Module):
         self,
         h: Array,
         modulation: Array,
-        cond: Condition = Condition(),
+        cond: layers.Condition = layers.Condition(),
         key: Array | None = None,
         dilation: int | Array = 0,
         reach: int | None = None,
     ) -> Array:
         modulations = iter(jnp.split(modulation, 3 * self.branches, axis=-1))
-        valid = cond.valid(h.shape[1])
-        dtype: dict[str, Any] = dict(compute_dtype=self.compute_dtype)
+        valid, dtype = cond.valid(h.shape[1]), self.compute_dtype
 
         def convolve(x: Array) -> Array:
             x = x if valid is None else x * valid[..., None]
             assert self.gated is not None and self.convolved is not None
-            gate, signal = jnp.split(self.gated(taps(x, dilation, reach)), 2, axis=-1)
+            gate, signal = jnp.split(self.gated(layers.taps(x, dilation, reach)), 2, axis=-1)
             return self.convolved(jax.nn.sigmoid(gate) * jnp.tanh(signal))
 
         def attend(x: Array) -> Array:
-            return self.attention_output(
-                self_attention(self.qkv(x), self.heads, valid=valid, window=self.window, **dtype)
-            )
+            out = self_attention(self.qkv(x), self.heads, valid=valid, window=self.window, compute_dtype=dtype)
+            return self.attention_output(out)
 
         def attend_to_tokens(x: Array) -> Array:
             assert self.query is not None and self.key_value is not None and self.token_output is not None
             assert cond.tokens is not None
-            kv = self.key_value(cond.tokens)
-            return self.token_output(cross_attention(self.query(x), kv, self.heads, mask=cond.token_mask, **dtype))
+            q, kv = self.query(x), self.key_value(cond.tokens)
+            return self.token_output(cross_attention(q, kv, self.heads, mask=cond.token_mask, compute_dtype=dtype))
 
-        def mix(x: Array) -> Array:
-            return self.mlp_output(jax.nn.gelu(self.mlp_input(x)))
-
+        mix = lambda x: self.mlp_output(jax.nn.gelu(self.mlp_input(x)))  # noqa: E731
         convolutions = [] if self.gated is None else [convolve]
         tokens = [] if self.query is None else [attend_to_tokens if cond.tokens is not None else jnp.zeros_like]
         for index, branch in enumerate([*convolutions, attend, *tokens, mix]):
             shift, scale, gate = next(modulations), next(modulations), next(modulations)
-            h = h + gate[:, None] * self._drop(branch(modulate(h, shift, scale)), key, index)
+            h = h + gate[:, None] * self._drop(branch(layers.modulate(h, shift, scale)), key, index)
         return h
 
     def _drop(self, x: Array, key: Array | None, index: int) -> Array:
@@ -117,20 +99,14 @@ class Block(nnx.Module):
         return jnp.where(keep, x / (1 - self.dropout), 0)
 
 
-class Transformer(nnx.Module):
+class Transformer(layers.FrameNetwork):
     """DiT on `[batch, frames, features]`, and with convolutions the hybrid of both.
 
     `width` channels in `depth` blocks of `heads` heads; `width / heads` must be even (RoPE). `window` lets a frame
     attend to that many frames on either side, for long audio. `dilation_cycle` > 0 begins every block with a gated
-    convolution as WaveNet's, of dilations 1, 2, 4 ... 2**(dilation_cycle - 1), repeated.
-
-    `condition_features` > 0 adds conditioner frames (as many as network frames), projected and summed to the input;
-    `token_features` > 0 lets every block attend to condition tokens. `num_classes` > 0 adds a
-    label embedding that is dropped with `label_dropout` in training. `dropout` acts on all branches of every block.
-    `absolute_positions` adds the sinusoids of Vaswani et al. 2017 (section 3.5) to the input; with `self_conditioning`
-    the condition's estimate of x0 is part of it. `second_time` lets the network jump to a time r <= t: an embedding of
-    t - r is added to that of t, zero at first, so that an ordinary network's weights can be continued; without r it is
-    r = t. `zero_output` as in `output_init`.
+    convolution as WaveNet's, of dilations 1, 2, 4 ... 2**(dilation_cycle - 1), repeated. `token_features` > 0 lets
+    every block attend to condition tokens. `dropout` acts on all branches of every block. `absolute_positions` adds the
+    sinusoids of Vaswani et al. 2017 (section 3.5) to the input. Other options: see `layers`.
     """
 
     def __init__(
@@ -153,7 +129,7 @@ class Transformer(nnx.Module):
         second_time: bool = False,
         zero_output: bool = True,
         remat: bool = False,
-        compute_dtype: ComputeDtype = "float32",
+        compute_dtype: layers.ComputeDtype = "float32",
         rngs: nnx.Rngs,
     ):
         if width % (2 * heads):
@@ -167,14 +143,14 @@ class Transformer(nnx.Module):
         self.input = nnx.Linear(channels, width, kernel_init=nnx.initializers.xavier_uniform(), rngs=rngs)
         self.condition = nnx.Linear(condition_features, width, rngs=rngs) if condition_features else None
         self.time_1, self.time_2 = nnx.Linear(256, width, rngs=rngs), nnx.Linear(width, width, rngs=rngs)
-        self.label = LabelEmbedding(num_classes, width, label_dropout, rngs=rngs) if num_classes else None
-        options: dict[str, Any] = dict(
-            window=window, token_features=token_features, convolution=dilation_cycle > 0, compute_dtype=compute_dtype
-        )
-        self.blocks = stack(lambda rngs: Block(width, heads, mlp_ratio, dropout, **options, rngs=rngs), depth, rngs)
+        self.label = layers.LabelEmbedding(num_classes, width, label_dropout, rngs=rngs) if num_classes else None
+        options: dict[str, Any] = dict(window=window, token_features=token_features, compute_dtype=compute_dtype)
+        options["convolution"] = dilation_cycle > 0
+        make = lambda rngs: Block(width, heads, mlp_ratio, dropout, **options, rngs=rngs)  # noqa: E731
+        self.blocks = layers.stack(make, depth, rngs)
         zeros: dict[str, Any] = dict(kernel_init=nnx.initializers.zeros_init(), rngs=rngs)
         self.modulation = nnx.Linear(width, 2 * width, **zeros)
-        self.output = nnx.Linear(width, features, kernel_init=output_init(zero_output), rngs=rngs)
+        self.output = nnx.Linear(width, features, kernel_init=layers.output_init(zero_output), rngs=rngs)
         self.jump_1 = nnx.Linear(256, width, rngs=rngs) if second_time else None
         self.jump_2 = nnx.Linear(width, width, **zeros) if second_time else None
 
@@ -183,26 +159,15 @@ class Transformer(nnx.Module):
         """Network frames that one output frame depends on; None: the whole input."""
         return None if self.window is None else 1 + 2 * (self.depth * self.window + sum(self.dilations))
 
-    def __call__(
-        self,
-        x_t: Float[Array, "batch frames features"],
-        t: Float[Array, " batch"],
-        cond: Condition = Condition(),
-        *,
-        r: Float[Array, " batch"] | None = None,
-        rngs: nnx.Rngs | None = None,
-    ) -> Float[Array, "batch frames features"]:
-        c = conditioning(self, t, cond.label, r, rngs)
-        h = self.input(cond.beside(x_t) if self.self_conditioning else x_t)
-        if self.absolute_positions:
-            frames, width = h.shape[1:]
-            h = h + sinusoids(jnp.arange(frames, dtype=jnp.float32), 1e4 ** (-np.arange(width // 2) / (width // 2)))
-        if self.condition is not None and cond.frames is not None:
-            h = h + self.condition(cond.frames)
+    conditioner = layers.conditioning  # the layers of a `Conditioner` are its own
+
+    def hidden(self, x_t: Array, c: Array, cond: layers.Condition, rngs: nnx.Rngs | None) -> Array:
+        positions, half = jnp.arange(x_t.shape[1], dtype=jnp.float32), c.shape[1] // 2
+        waves = layers.sinusoids(positions, 1e4 ** (-np.arange(half) / half)) if self.absolute_positions else None
+        h = self.projected(x_t, cond, waves)
         keys = jax.random.split(rngs.dropout(), self.depth) if rngs is not None and self.dropout > 0 else None
         apply = lambda block, h, items, x: block(h, *items, *x, max(self.dilations))  # noqa: E731
         xs = keys, jnp.asarray(self.dilations)
         items = lambda block: (block.modulation(c), cond)  # noqa: E731
-        h = scan_blocks(self.blocks, apply, h, items, xs, remat=self.remat)
-        shift, scale = jnp.split(self.modulation(c), 2, axis=-1)
-        return self.output(modulate(h, shift, scale))
+        h = layers.scan_blocks(self.blocks, apply, h, items, xs, remat=self.remat)
+        return layers.modulate(h, *jnp.split(self.modulation(c), 2, axis=-1))

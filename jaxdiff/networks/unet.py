@@ -17,18 +17,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
+from . import layers
 from .attention import self_attention
-from .layers import (
-    ComputeDtype,
-    Condition,
-    Conditioner,
-    apply_layer,
-    layer_norm,
-    linear_options,
-    modulate,
-    output_init,
-    taps,
-)
 
 _HE = nnx.initializers.he_normal()  # He et al. 2015
 _ZEROS = nnx.initializers.zeros_init()
@@ -39,10 +29,8 @@ def _masked(h: Array, valid: Array | None) -> Array:
 
 
 class ResidualBlock(nnx.Module):
-    """Module docstring; `heads` 0 is without attention.
-
-    He normal kernels and zero biases; the last layer of each branch and the modulation are zero.
-    """
+    """Module docstring; `heads` 0 is without attention. He normal kernels and zero biases; zero at first are the last
+    layer of each branch and the modulation."""
 
     def __init__(
         self,
@@ -51,12 +39,12 @@ class ResidualBlock(nnx.Module):
         embedding: int,
         heads: int,
         *,
-        compute_dtype: ComputeDtype = "float32",
+        compute_dtype: layers.ComputeDtype = "float32",
         rngs: nnx.Rngs,
     ):
         self.heads = heads
-        self.compute_dtype: ComputeDtype = compute_dtype
-        options: dict[str, Any] = dict(rngs=rngs, **linear_options(compute_dtype))
+        self.compute_dtype: layers.ComputeDtype = compute_dtype
+        options: dict[str, Any] = dict(rngs=rngs, **layers.linear_options(compute_dtype))
         self.modulation = nnx.Linear(embedding, 2 * channels, kernel_init=_ZEROS, rngs=rngs)
         self.conv_1 = nnx.Linear(3 * channels_in, channels, kernel_init=_HE, **options)
         self.conv_2 = nnx.Linear(3 * channels, channels, kernel_init=_ZEROS, **options)
@@ -69,26 +57,21 @@ class ResidualBlock(nnx.Module):
         self, h: Float[Array, "batch frames channels_in"], c: Array, valid: Bool[Array, "batch frames"] | None = None
     ) -> Float[Array, "batch frames channels"]:
         shift, scale = jnp.split(self.modulation(c), 2, axis=-1)
-        y = self.conv_1(taps(_masked(jax.nn.silu(layer_norm(h)), valid)))
-        y = self.conv_2(taps(_masked(jax.nn.silu(modulate(y, shift, scale)), valid)))
+        y = self.conv_1(layers.taps(_masked(jax.nn.silu(layers.layer_norm(h)), valid)))
+        y = self.conv_2(layers.taps(_masked(jax.nn.silu(layers.modulate(y, shift, scale)), valid)))
         h = y + (h if self.shortcut is None else self.shortcut(h))
         if self.qkv is None or self.attention_output is None:
             return h
-        qkv = self.qkv(layer_norm(h))
+        qkv = self.qkv(layers.layer_norm(h))
         return h + self.attention_output(self_attention(qkv, self.heads, valid=valid, compute_dtype=self.compute_dtype))
 
 
-class UNet(nnx.Module):
+class UNet(layers.FrameNetwork):
     """U-Net on `[batch, frames, features]`, any number of frames.
 
     Level i of `levels` has `width` 2**i channels and frames 2**i times as long; `blocks` per level, on the way down and
-    on the way up; attention of `heads` heads at the lowest `attention_levels`. `condition_features` > 0 adds
-    conditioner frames (as many as network frames), projected and summed to the input. `num_classes` > 0 adds a label
-    embedding that is dropped with `label_dropout` in training; with `self_conditioning` the condition's estimate of x0
-    is part of the input; `second_time` as in `Transformer`.
-
-    Zero-initialised output (`zero_output`, see `output_init`); blocks begin as the identity; the other kernels He or
-    LeCun normal.
+    on the way up, which begin as the identity; attention of `heads` heads at the lowest `attention_levels`. The kernels
+    outside of blocks are LeCun normal. Other options: see `layers`.
     """
 
     def __init__(
@@ -107,13 +90,12 @@ class UNet(nnx.Module):
         second_time: bool = False,
         zero_output: bool = True,
         remat: bool = False,
-        compute_dtype: ComputeDtype = "float32",
+        compute_dtype: layers.ComputeDtype = "float32",
         rngs: nnx.Rngs,
     ):
         if levels < 1 or not 0 <= attention_levels <= levels:
-            raise ValueError(
-                f"attention_levels: expected 0 to levels, got {attention_levels} of {levels}; levels is 1 or more"
-            )
+            got = f"{attention_levels} of {levels}; levels is 1 or more"
+            raise ValueError(f"attention_levels: expected 0 to levels, got {got}")
         lowest = width * 2 ** (levels - attention_levels)
         if attention_levels and lowest % (2 * heads):
             raise ValueError(f"{lowest} channels at the first level with attention must be a multiple of 2 * heads; "
@@ -121,18 +103,15 @@ class UNet(nnx.Module):
         self.levels, self.blocks, self.attention_levels = levels, blocks, attention_levels
         self.remat, self.self_conditioning = remat, self_conditioning
         embedding = 4 * width
-        self.conditioner = Conditioner(embedding, num_classes, label_dropout, second_time, rngs=rngs)
+        self.conditioner = layers.Conditioner(embedding, num_classes, label_dropout, second_time, rngs=rngs)
         self.input = nnx.Linear(2 * features if self_conditioning else features, width, rngs=rngs)
         self.condition = nnx.Linear(condition_features, width, rngs=rngs) if condition_features else None
-        options: dict[str, Any] = dict(rngs=rngs, **linear_options(compute_dtype))
+        options: dict[str, Any] = dict(rngs=rngs, **layers.linear_options(compute_dtype))
 
         def level(index: int, channels_in: int):
-            channels, attends = width * 2**index, index >= levels - attention_levels
-            sizes = [channels_in, *[channels] * (blocks - 1)]
-            make = lambda size: ResidualBlock(  # noqa: E731
-                size, channels, embedding, heads if attends else 0, compute_dtype=compute_dtype, rngs=rngs
-            )
-            return nnx.List([make(size) for size in sizes])
+            channels, own = width * 2**index, heads if index >= levels - attention_levels else 0
+            block = lambda size: ResidualBlock(size, channels, embedding, own, compute_dtype=compute_dtype, rngs=rngs)  # noqa: E731
+            return nnx.List([block(size) for size in (channels_in, *[channels] * (blocks - 1))])
 
         upper = range(levels - 1)
         self.down = nnx.List([level(i, width * 2**i) for i in upper])
@@ -140,7 +119,7 @@ class UNet(nnx.Module):
         self.bottom = level(levels - 1, width * 2 ** (levels - 1))
         self.double = nnx.List([nnx.Linear(width * 2 ** (i + 1), 2 * width * 2**i, **options) for i in upper])
         self.up = nnx.List([level(i, 2 * width * 2**i) for i in upper])
-        self.output = nnx.Linear(width, features, kernel_init=output_init(zero_output), rngs=rngs)
+        self.output = nnx.Linear(width, features, kernel_init=layers.output_init(zero_output), rngs=rngs)
 
     @property
     def receptive_field(self) -> int | None:
@@ -157,30 +136,17 @@ class UNet(nnx.Module):
             low, high = 2 * low - 2 * self.blocks, 2 * high + 1 + 2 * self.blocks
         return high - low + 1
 
-    def __call__(
-        self,
-        x_t: Float[Array, "batch frames features"],
-        t: Float[Array, " batch"],
-        cond: Condition = Condition(),
-        *,
-        r: Float[Array, " batch"] | None = None,
-        rngs: nnx.Rngs | None = None,
-    ) -> Float[Array, "batch frames features"]:
-        c = self.conditioner(t, cond.label, r, rngs)
-        h = self.input(cond.beside(x_t) if self.self_conditioning else x_t)
-        if self.condition is not None and cond.frames is not None:
-            h = h + self.condition(cond.frames)
+    def hidden(self, x_t: Array, c: Array, cond: layers.Condition, rngs: nnx.Rngs | None) -> Array:
+        h = self.projected(x_t, cond)
         batch, frames, _ = h.shape
-        extra = -frames % 2 ** (self.levels - 1)
-        valid = cond.valid(frames)
+        extra, valid = -frames % 2 ** (self.levels - 1), cond.valid(frames)
         if extra:
             h = jnp.pad(h, ((0, 0), (0, extra), (0, 0)))
-            valid = jnp.ones((batch, frames), bool) if valid is None else valid
-            valid = jnp.pad(valid, ((0, 0), (0, extra)))
+            valid = jnp.pad(jnp.ones((batch, frames), bool) if valid is None else valid, ((0, 0), (0, extra)))
 
         def through(blocks, h: Array, valid: Array | None) -> Array:
             for block in blocks:
-                h = apply_layer(block, h, c, valid, remat=self.remat)
+                h = layers.apply_layer(block, h, c, valid, remat=self.remat)
             return h
 
         kept = []
@@ -193,4 +159,4 @@ class UNet(nnx.Module):
         for blocks, double, (skip, valid) in reversed(list(zip(self.up, self.double, kept, strict=True))):
             h = jnp.concatenate([double(h).reshape(skip.shape), skip], axis=-1)
             h = through(blocks, h, valid)
-        return self.output(h)[:, :frames]
+        return h

@@ -15,34 +15,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
+from . import layers as parts
 from .dilated_stack import dilated_stack
-from .layers import (
-    ComputeDtype,
-    Condition,
-    LabelEmbedding,
-    linear_options,
-    output_init,
-    product,
-    scan_layers,
-    sinusoids,
-    stack,
-)
+from .layers import ComputeDtype, Condition, Frames, PerItem
 
 UPSAMPLER_STRIDES = {16: (4, 4), 64: (8, 8), 128: (16, 8), 256: (16, 16), 512: (32, 16)}
 
 
-def _he(rngs: nnx.Rngs, *shape: int) -> nnx.Param:
-    """He normal (He et al. 2015) over all axes but the last, as DiffWave initialises its convolutions."""
-    return nnx.Param(jax.random.normal(rngs.params(), shape) * np.sqrt(2 / np.prod(shape[:-1])).astype(np.float32))
-
-
 class Projection(nnx.Module):
-    """A pointwise (or, with `taps`, concatenated-taps) convolution: He normal, zero bias, optional weight norm.
-
-    Weight normalisation (Salimans & Kingma 2016, eq. 2) gives each output channel a trained gain.
-    """
+    """A pointwise (or, on `taps`, a dilated) convolution: He normal as in DiffWave (He et al. 2015), zero bias; weight
+    normalisation (Salimans & Kingma 2016, eq. 2) gives each output channel a trained gain."""
 
     def __init__(
         self,
@@ -53,8 +37,10 @@ class Projection(nnx.Module):
         compute_dtype: ComputeDtype = "float32",
         rngs: nnx.Rngs,
     ):
+        parts.linear_options(compute_dtype)  # raises for an unknown one
         self.compute_dtype: ComputeDtype = compute_dtype
-        self.kernel = _he(rngs, features_in, features_out)
+        std = np.sqrt(2 / features_in).astype(np.float32)
+        self.kernel = nnx.Param(jax.random.normal(rngs.params(), (features_in, features_out)) * std)
         self.bias = nnx.Param(jnp.zeros(features_out))
         self.gain = nnx.Param(jnp.linalg.norm(self.kernel[...], axis=0)) if weight_norm else None
 
@@ -66,30 +52,31 @@ class Projection(nnx.Module):
         return kernel
 
     def __call__(self, x: Array) -> Array:
-        return product(x, self.weights(), self.compute_dtype) + self.bias[...]
+        return parts.product(x, self.weights(), self.compute_dtype) + self.bias[...]
 
 
-def _within(lengths: Int[Array, " batch"], frames: int) -> Bool[Array, "batch frames 1"]:
-    return (jnp.arange(frames) < lengths[:, None])[..., None]
+def _within(x: Array, lengths: Array | None) -> Array:
+    """Zero beyond the lengths, for [batch, frames, channels]."""
+    return x if lengths is None else jnp.where((jnp.arange(x.shape[1]) < lengths[:, None])[..., None], x, 0)
 
 
 class Upsampler(nnx.Module):
     """Condition frames to samples: two transposed convolutions over (time, channel), leaky ReLU 0.4 after each.
 
-    The kernel is two strides long in time and 3 wide across channels; output sample o of a stride-s layer sees two
-    input frames, so the convolution is two scaled copies overlap-added. Weight norm here is one gain per kernel.
+    The kernel is two strides long in time and 3 wide across channels, so that an output sample sees two input frames,
+    and the convolution is two scaled copies overlap-added. Weight norm here is one gain per kernel.
     """
 
     def __init__(self, hop: int, *, weight_norm: bool = False, compute_dtype: ComputeDtype = "float32", rngs: nnx.Rngs):
         self.compute_dtype: ComputeDtype = compute_dtype
         if hop not in UPSAMPLER_STRIDES:
-            raise ValueError(
-                f"condition_hop {hop} has no upsampler; use 1 (frames line up) or one of {list(UPSAMPLER_STRIDES)}"
-            )
+            known = list(UPSAMPLER_STRIDES)
+            raise ValueError(f"condition_hop {hop} has no upsampler; use 1 (frames line up) or one of {known}")
         self.strides = UPSAMPLER_STRIDES[hop]
-        bound = [1 / np.sqrt(3 * 2 * s) for s in self.strides]  # PyTorch's default for transposed convolutions
-        draw = lambda s, b: jax.random.uniform(rngs.params(), (3, 2 * s), minval=-b, maxval=b)  # noqa: E731
-        self.kernels = nnx.List([nnx.Param(draw(s, b)) for s, b in zip(self.strides, bound, strict=True)])
+        shapes = [(3, 2 * stride) for stride in self.strides]
+        bound = lambda shape: 1 / np.sqrt(np.prod(shape))  # noqa: E731, PyTorch's default for transposed convolutions
+        draw = lambda s: jax.random.uniform(rngs.params(), s, minval=-bound(s), maxval=bound(s))  # noqa: E731
+        self.kernels = nnx.List([nnx.Param(draw(shape)) for shape in shapes])
         self.biases = nnx.Param(jnp.zeros(2))
         norms = [jnp.linalg.norm(k[...]) for k in self.kernels]
         self.gains = nnx.Param(jnp.stack(norms)) if weight_norm else None
@@ -99,8 +86,7 @@ class Upsampler(nnx.Module):
     ) -> Float[Array, "batch samples channels"]:
         """`lengths` are the frames that count; what follows them is as what follows the last."""
         for i, stride in enumerate(self.strides):
-            if lengths is not None:
-                c, lengths = jnp.where(_within(lengths, c.shape[1]), c, 0), lengths * stride
+            c, lengths = _within(c, lengths), None if lengths is None else lengths * stride
             kernel = self.kernels[i][...]
             if self.gains is not None:
                 kernel = kernel * (self.gains[...][i] / jnp.linalg.norm(kernel))
@@ -108,18 +94,16 @@ class Upsampler(nnx.Module):
             wide = jnp.pad(c, ((0, 0), (0, 0), (1, 1)))
             # Across channels: a transposed convolution with padding 1 reads its kernel backwards.
             near = jnp.stack([wide[:, :, 2 - k : 2 - k + channels] for k in range(3)], axis=-1)
-            z = product(near, kernel, self.compute_dtype).mT
-            z = jnp.pad(z[:, :, :stride], ((0, 0), (0, 1), (0, 0), (0, 0))) + jnp.pad(
-                z[:, :, stride:], ((0, 0), (1, 0), (0, 0), (0, 0))
-            )
-            half = stride // 2
+            z = parts.product(near, kernel, self.compute_dtype).mT
+            late = lambda x, by: jnp.pad(x, ((0, 0), (by, 1 - by), (0, 0), (0, 0)))  # noqa: E731
+            z, half = late(z[:, :, :stride], 0) + late(z[:, :, stride:], 1), stride // 2
             z = z.reshape(batch, (frames + 1) * stride, channels)[:, half : half + frames * stride]
             c = jax.nn.leaky_relu(z + self.biases[...][i], 0.4)
         return c
 
 
 class ResidualLayer(nnx.Module):
-    """One gated dilated convolution (module docstring); `h` comes zero-padded by `reach` on both sides."""
+    """One gated dilated convolution (module docstring)."""
 
     def __init__(self, channels: int, embedding: int, condition: int, hop: int, own_upsampler: bool, **options):
         rngs = options["rngs"]
@@ -133,13 +117,7 @@ class ResidualLayer(nnx.Module):
     def __call__(
         self, h: Array, embedded: Array, c: Array | None, dilation: Array, reach: int, lengths: Array | None = None
     ) -> tuple[Array, Array]:
-        frames = h.shape[1]
-        y = h + self.step(embedded)[:, None]
-        y = y if lengths is None else jnp.where(_within(lengths, frames), y, 0)
-        y = jnp.pad(y, ((0, 0), (reach, reach), (0, 0)))
-        starts = (reach - dilation, jnp.full_like(dilation, reach), reach + dilation)
-        taps = [jax.lax.dynamic_slice_in_dim(y, start, frames, axis=1) for start in starts]
-        z = self.dilated(jnp.concatenate(taps, axis=-1))
+        z = self.dilated(parts.taps(_within(h + self.step(embedded)[:, None], lengths), dilation, reach))
         if self.condition is not None and c is not None:
             z = z + self.condition(c if self.upsample is None else self.upsample(c, _in_condition(lengths, self.hop)))
         gate, signal = jnp.split(z, 2, axis=-1)
@@ -162,15 +140,11 @@ class WaveNet(nnx.Module):
     """DiffWave's denoiser. The defaults with `features=1, condition_features=80, condition_hop=256` are its BASE.
 
     `features` channels in and out; `channels` inside; dilations 1, 2, 4 ... 2**(dilation_cycle - 1), repeated.
-    `diffusion_steps` scales t to the step numbers 0 ... steps - 1 that the embedding sees. `condition_features` > 0
-    adds conditioner frames, `condition_hop` network frames to each. `num_classes` > 0 adds a label embedding with
-    dropout for classifier-free guidance; with `self_conditioning` the condition's estimate of x0 is part of the input.
+    `diffusion_steps` scales t to the step numbers 0 ... steps - 1 that the embedding sees. The conditioner's frames are
+    `condition_hop` network frames long and added in every layer. Other options: see `layers`.
 
     `authors_form` counts as the paper does, 2.64 M parameters: weight normalisation on every convolution and an
     upsampler per layer. Without it (one upsampler, plain weights) BASE is the same function class with 2.62 M.
-
-    Zero-initialised output (`zero_output`, see `output_init`); He normal convolutions; linear layers uniform in
-    +-1/sqrt(fan in).
     """
 
     def __init__(
@@ -193,7 +167,6 @@ class WaveNet(nnx.Module):
         remat: bool = False,
         rngs: nnx.Rngs,
     ):
-        linear_options(compute_dtype)  # raises for an unknown one
         self.self_conditioning, self.compute_dtype, self.condition_hop = self_conditioning, compute_dtype, condition_hop
         self.diffusion_steps, self.remat, self.layer_count = diffusion_steps, remat, layers
         self.dilations = tuple(2 ** (i % dilation_cycle) for i in range(layers))
@@ -202,22 +175,12 @@ class WaveNet(nnx.Module):
         self.input = Projection(2 * features if self_conditioning else features, channels, **options)
         self.step_1 = nnx.Linear(128, embedding, kernel_init=_torch_uniform, rngs=rngs)
         self.step_2 = nnx.Linear(embedding, embedding, kernel_init=_torch_uniform, rngs=rngs)
-        self.label = LabelEmbedding(num_classes, embedding, label_dropout, rngs=rngs) if num_classes else None
+        self.label = parts.LabelEmbedding(num_classes, embedding, label_dropout, rngs=rngs) if num_classes else None
         self.upsample = Upsampler(condition_hop, **options) if upsampled and not authors_form else None
-        self.layers = stack(
-            lambda rngs: ResidualLayer(
-                channels,
-                embedding,
-                condition_features,
-                condition_hop,
-                upsampled and authors_form,
-                **{**options, "rngs": rngs},
-            ),
-            layers,
-            rngs,
-        )
+        sizes = (channels, embedding, condition_features, condition_hop, upsampled and authors_form)
+        self.layers = parts.stack(lambda rngs: ResidualLayer(*sizes, **{**options, "rngs": rngs}), layers, rngs)
         self.skip = Projection(channels, channels, **options)
-        self.output = nnx.Linear(channels, features, kernel_init=output_init(zero_output), rngs=rngs)
+        self.output = nnx.Linear(channels, features, kernel_init=parts.output_init(zero_output), rngs=rngs)
 
     @property
     def receptive_field(self) -> int:
@@ -225,19 +188,14 @@ class WaveNet(nnx.Module):
         return 1 + 2 * sum(self.dilations)
 
     def __call__(
-        self,
-        x_t: Float[Array, "batch frames features"],
-        t: Float[Array, " batch"],
-        cond: Condition = Condition(),
-        *,
-        rngs: nnx.Rngs | None = None,
-    ) -> Float[Array, "batch frames features"]:
+        self, x_t: Frames, t: PerItem, cond: Condition = Condition(), *, rngs: nnx.Rngs | None = None
+    ) -> Frames:
         exponents = np.arange(64, dtype=np.float32) * np.float32(4) / np.float32(63)
         frequencies = (10.0 ** exponents.astype(np.float64)).astype(np.float32)  # rounded where DiffWave's are
         position = t * self.diffusion_steps - 1
         whole = jnp.round(position)  # the float32 of step / steps is off by up to 0.04 rad at the highest frequency
         on_step = jnp.abs(position - whole) < 2.4e-7 * self.diffusion_steps
-        e = sinusoids(position + jax.lax.stop_gradient(jnp.where(on_step, whole - position, 0)), frequencies)
+        e = parts.sinusoids(position + jax.lax.stop_gradient(jnp.where(on_step, whole - position, 0)), frequencies)
         e = jax.nn.silu(self.step_2(jax.nn.silu(self.step_1(e))))
         if self.label is not None:
             e = e + self.label(cond.label, len(x_t), rngs=rngs)
@@ -260,15 +218,14 @@ class WaveNet(nnx.Module):
             return (h, total + skip), None
 
         start = (h, jnp.zeros_like(h))
-        return scan_layers(self.layers, apply, start, jnp.asarray(self.dilations), remat=self.remat)[0][1]
+        return parts.scan_layers(self.layers, apply, start, jnp.asarray(self.dilations), remat=self.remat)[0][1]
 
     def _skips_chunked(self, h: Array, e: Array, c: Array | None, lengths: Array | None) -> Array:
         """The same in chunks of time, which the CPU does about twice as fast; `remat` is not asked for."""
         layers = self.layers
         kernel, bias = layers.dilated.weights(), layers.dilated.bias[...]
-        if layers.condition is None or c is None:
-            c = None
-        else:
+        c = None if layers.condition is None else c
+        if layers.condition is not None and c is not None:
             kernel = jnp.concatenate([kernel, layers.condition.weights()], axis=1)
             bias = bias + layers.condition.bias[...]
         assert layers.step.bias is not None

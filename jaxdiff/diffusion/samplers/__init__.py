@@ -1,10 +1,9 @@
 """Every sampler is `(denoiser, schedule, x_T, times, key) -> x0`, from noise to data, one `lax.scan` over `times`.
 
 `times` falls from 1 to 0, or to any later stop. `key` is one key, or one per item [batch]: then an item does not depend
-on its neighbours. `SAMPLERS` lists them all. The order is that of the error in the number of steps: of x0 for
-deterministic samplers, of its mean and covariance for the others (0: exact with any number of steps). Order p
-needs a first and a last step of size steps^(-p / 2): uniform times are good for order 2, the cosine times
-sin^2(pi u / 2), dense at both ends, for all.
+on its neighbours. The order is that of the error in the number of steps: of x0 for deterministic samplers, of its mean
+and covariance for the others (0: exact with any number of steps). Order p needs a first and a last step of size
+steps^(-p / 2): uniform times are good for order 2, the cosine times sin^2(pi u / 2), dense at both ends, for all.
 
 >>> import jax, jax.numpy as jnp
 >>> from jaxdiff.diffusion import RectifiedFlow, spaced_times
@@ -18,30 +17,17 @@ from typing import NamedTuple
 
 from jaxtyping import Array
 
-from .multistep import adams_bashforth as adams_bashforth
-from .multistep import dpmpp as dpmpp
-from .multistep import unipc as unipc
-from .onestep import dpm2 as dpm2
-from .onestep import dpmpp_2s as dpmpp_2s
-from .onestep import edm as edm
-from .onestep import euler as euler
-from .onestep import heun as heun
-from .onestep import midpoint as midpoint
-from .onestep import rk4 as rk4
+from .multistep import adams_bashforth, dpmpp, unipc
+from .onestep import dpm2, dpmpp_2s, edm, euler, heun, midpoint, rk4
 from .stepping import Sampler as Sampler
 from .stepping import noise as noise
-from .stochastic import ancestral as ancestral
-from .stochastic import ddim as ddim
-from .stochastic import euler_ancestral as euler_ancestral
-from .stochastic import predictor_corrector as predictor_corrector
-from .stochastic import stochastic_flow as stochastic_flow
+from .stochastic import ancestral, ddim, euler_ancestral, predictor_corrector, stochastic_flow
 
 
 class NamedSampler(NamedTuple):
     """A sampler with its order of convergence, evaluations of the denoiser per step, and whether it draws no noise.
 
-    The samplers of bridges are such records too, in `bridges.py`; those are called with the bridge and y in place of
-    the schedule and x_T.
+    A bridge's is called with the bridge and y in place of the schedule and x_T.
     """
 
     sampler: Callable[..., Array]

@@ -14,11 +14,11 @@ from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Key
+from jaxtyping import Array
 
 from ..denoisers import Denoiser
 from ..schedules import Schedule
-from .stepping import Levels, Sampler, draw, levels, noise_ratio
+from .stepping import Keys, Levels, Sampler, draw, levels, noise_ratio, scan
 
 _History = tuple[Array, Array]  # offsets of the evaluations from the present (infinite: none), newest first; values
 
@@ -53,17 +53,16 @@ def adams_bashforth(order: int = 4) -> Sampler:
     """Adams-Bashforth of `order` 1 to 4, LMS to k-diffusion: one evaluation per step, deterministic."""
     _check_order("adams_bashforth", order, 4)
 
-    def sample(denoiser: Denoiser, schedule: Schedule, x_T: Array, times: Array, key: Key[Array, "*batch"]) -> Array:
-        def step(carry, interval):
+    def sample(denoiser: Denoiser, schedule: Schedule, x_T: Array, times: Array, key: Keys) -> Array:
+        def step(carry, t, t_next, i):
             x, history = carry
-            here, there = (levels(schedule, t) for t in interval)
+            here, there = levels(schedule, t), levels(schedule, t_next)
             y, h = x / here.scale, there.share - here.share
-            nodes, slopes = _remember(history, (y - denoiser(x, interval[0])) / here.share)
+            nodes, slopes = _remember(history, (y - denoiser(x, t)) / here.share)
             y = y + h * _mean([h**k / (k + 1) for k in range(order)], nodes, slopes)
-            return (there.scale * y, (nodes - h, slopes)), None
+            return there.scale * y, (nodes - h, slopes)
 
-        start = x_T, _history(order, x_T, times.dtype)
-        return jax.lax.scan(step, start, (times[:-1], times[1:]))[0][0]
+        return scan(step, (x_T, _history(order, x_T, times.dtype)), times)[0]
 
     return sample
 
@@ -98,10 +97,9 @@ def dpmpp(order: int = 2, eta: float = 0.0) -> Sampler:
     """
     _check_order("dpmpp", order, 3)
 
-    def sample(denoiser: Denoiser, schedule: Schedule, x_T: Array, times: Array, key: Key[Array, "*batch"]) -> Array:
-        def step(carry, interval):
+    def sample(denoiser: Denoiser, schedule: Schedule, x_T: Array, times: Array, key: Keys) -> Array:
+        def step(carry, t, t_next, i):
             x, history = carry
-            t, t_next, i = interval
             here, there = levels(schedule, t), levels(schedule, t_next)
             ratio = noise_ratio(here, there)
             h = -jnp.log(ratio)
@@ -109,10 +107,9 @@ def dpmpp(order: int = 2, eta: float = 0.0) -> Sampler:
             x = _exponential_step(x, _exponential_mean(h, eta, nodes, values), here, there, eta)
             if eta:
                 x = x + there.sigma * jnp.sqrt(1 - ratio ** (2 * eta)) * draw(key, i, x)
-            return (x, (nodes - h, values)), None
+            return x, (nodes - h, values)
 
-        start = x_T, _history(order, x_T, times.dtype)
-        return jax.lax.scan(step, start, (times[:-1], times[1:], jnp.arange(len(times) - 1)))[0][0]
+        return scan(step, (x_T, _history(order, x_T, times.dtype)), times)[0]
 
     return sample
 
@@ -125,11 +122,10 @@ def unipc(order: int = 2) -> Sampler:
     """
     _check_order("unipc", order, 3)
 
-    def sample(denoiser: Denoiser, schedule: Schedule, x_T: Array, times: Array, key: Key[Array, "*batch"]) -> Array:
-        def step(carry, interval):
+    def sample(denoiser: Denoiser, schedule: Schedule, x_T: Array, times: Array, key: Keys) -> Array:
+        def step(carry, t, t_next, i):
             predicted, x, (nodes, values) = carry
-            t_before, t, t_next, i = interval
-            before, here, there = (levels(schedule, t) for t in (t_before, t, t_next))
+            before, here, there = (levels(schedule, t) for t in (times[jnp.maximum(i - 1, 0)], t, t_next))
             x0_hat = denoiser(predicted, t)
 
             def correct():
@@ -141,11 +137,9 @@ def unipc(order: int = 2) -> Sampler:
             nodes, values = _remember((nodes, values), x0_hat)
             h = -jnp.log(noise_ratio(here, there))
             predicted = _exponential_step(x, _exponential_mean(h, 0.0, nodes, values), here, there, 0.0)
-            return (predicted, x, (nodes - h, values)), None
+            return predicted, x, (nodes - h, values)
 
-        start = x_T, x_T, _history(order, x_T, times.dtype)
-        intervals = jnp.concatenate([times[:1], times[:-2]]), times[:-1], times[1:], jnp.arange(len(times) - 1)
-        return jax.lax.scan(step, start, intervals)[0][0]
+        return scan(step, (x_T, x_T, _history(order, x_T, times.dtype)), times)[0]
 
     return sample
 

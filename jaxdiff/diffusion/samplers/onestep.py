@@ -9,17 +9,17 @@ are two-stage steps in log(alpha / sigma) that extrapolate eps or x0_hat; where 
 take the first stage's.
 """
 
-from typing import Literal
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Key
+from jaxtyping import Array
 
 from ..denoisers import Denoiser
 from ..predictions import to_eps
 from ..schedules import Schedule
-from .stepping import Sampler, draw, levels, noise_ratio, scan, time_at, toward
+from .stepping import Keys, Sampler, draw, levels, noise_ratio, scan, time_at, toward
 
 # Butcher tableaus: where the stages are in the step, what each takes of the slopes before, and the final weights.
 _HEUN = (0, 1), ((0, 0), (1, 0)), (1 / 2, 1 / 2)
@@ -27,26 +27,23 @@ _MIDPOINT = (0, 1 / 2), ((0, 0), (1 / 2, 0)), (0, 1)
 _RK4 = (0, 1 / 2, 1 / 2, 1), ((0,) * 4, (1 / 2, 0, 0, 0), (0, 1 / 2, 0, 0), (0, 0, 1, 0)), (1 / 6, 1 / 3, 1 / 3, 1 / 6)
 
 
-def euler(denoiser: Denoiser, schedule: Schedule, x_T: Array, times: Array, key: Key[Array, "*batch"]) -> Array:
+def euler(denoiser: Denoiser, schedule: Schedule, x_T: Array, times: Array, key: Keys) -> Array:
     """Euler steps along the probability-flow ODE: order 1, one evaluation per step, deterministic."""
-
-    def step(x, t, t_next, i):
-        return toward(x, denoiser(x, t), levels(schedule, t), levels(schedule, t_next))
-
-    return scan(step, x_T, times)
+    at = functools.partial(levels, schedule)
+    return scan(lambda x, t, t_next, i: toward(x, denoiser(x, t), at(t), at(t_next)), x_T, times)
 
 
-def heun(denoiser: Denoiser, schedule: Schedule, x_T: Array, times: Array, key: Key[Array, "*batch"]) -> Array:
+def heun(denoiser: Denoiser, schedule: Schedule, x_T: Array, times: Array, key: Keys) -> Array:
     """Heun's trapezoidal steps: order 2, two evaluations per step (one in the last, to t = 0), deterministic."""
     return scan(lambda x, t, t_next, i: _runge_kutta(_HEUN, denoiser, schedule, x, t, t, t_next), x_T, times)
 
 
-def midpoint(denoiser: Denoiser, schedule: Schedule, x_T: Array, times: Array, key: Key[Array, "*batch"]) -> Array:
+def midpoint(denoiser: Denoiser, schedule: Schedule, x_T: Array, times: Array, key: Keys) -> Array:
     """Midpoint steps: order 2, two evaluations per step, none of them at t = 0, deterministic."""
     return _with_middles(_MIDPOINT, denoiser, schedule, x_T, times)
 
 
-def rk4(denoiser: Denoiser, schedule: Schedule, x_T: Array, times: Array, key: Key[Array, "*batch"]) -> Array:
+def rk4(denoiser: Denoiser, schedule: Schedule, x_T: Array, times: Array, key: Keys) -> Array:
     """The classical Runge-Kutta steps: order 4, four evaluations per step (three in the last), deterministic."""
     return _with_middles(_RK4, denoiser, schedule, x_T, times)
 
@@ -68,19 +65,14 @@ def _runge_kutta(
     here, there = levels(schedule, t), levels(schedule, t_next)
     y, h = x / here.scale, there.share - here.share
 
-    def combine(row, slopes):
-        return jnp.einsum("j,j...->...", jnp.asarray(row, y.dtype), slopes, precision="highest")
+    combine = lambda row, slopes: jnp.einsum("j,j...->...", jnp.asarray(row, y.dtype), slopes, precision="highest")  # noqa: E731
 
     def stage(slopes, inputs):
         j, row, t_j = inputs
         at = levels(schedule, t_j)
         y_j = y + h * combine(row, slopes)
-        slope = jax.lax.cond(
-            at.sigma > 0,
-            lambda: (y_j - denoiser(at.scale * y_j, t_j)) / at.share,
-            lambda: slopes[j - 1],
-        )
-        return slopes.at[j].set(slope), None
+        slope = lambda: (y_j - denoiser(at.scale * y_j, t_j)) / at.share  # noqa: E731
+        return slopes.at[j].set(jax.lax.cond(at.sigma > 0, slope, lambda: slopes[j - 1])), None
 
     stages = jnp.arange(len(nodes)), np.asarray(rows), jnp.stack([{0: t, 1: t_next}.get(c, middle) for c in nodes])
     slopes, _ = jax.lax.scan(stage, jnp.zeros((len(nodes), *y.shape), y.dtype), stages)
@@ -92,11 +84,10 @@ def edm(s_churn: float = 40.0, s_noise: float = 1.003, s_min: float = 0.05, s_ma
 
     gamma = min(s_churn / steps, sqrt(2) - 1) where sigma / alpha is within [`s_min`, `s_max`], else 0; never beyond the
     level of the first time. The added noise is multiplied by `s_noise`. Defaults as for ImageNet (their table 5). Order
-    2 with `s_noise` 1, two evaluations per step (one in the last, to t = 0). `s_churn` 0 is their algorithm 1: unlike
-    `heun` it steps in sigma / alpha, and extrapolates eps.
+    2 with `s_noise` 1, two evaluations per step (one in the last, to t = 0). `s_churn` 0 is their algorithm 1.
     """
 
-    def sample(denoiser: Denoiser, schedule: Schedule, x_T: Array, times: Array, key: Key[Array, "*batch"]) -> Array:
+    def sample(denoiser: Denoiser, schedule: Schedule, x_T: Array, times: Array, key: Keys) -> Array:
         here = levels(schedule, times[:-1])
         inside = (here.sigma >= s_min * here.alpha) & (here.sigma <= s_max * here.alpha)
         gamma = jnp.where(inside, min(s_churn / (len(times) - 1), 2**0.5 - 1), 0)
@@ -117,33 +108,25 @@ def edm(s_churn: float = 40.0, s_noise: float = 1.003, s_min: float = 0.05, s_ma
     return sample
 
 
-def dpm2(denoiser: Denoiser, schedule: Schedule, x_T: Array, times: Array, key: Key[Array, "*batch"]) -> Array:
+def dpm2(denoiser: Denoiser, schedule: Schedule, x_T: Array, times: Array, key: Keys) -> Array:
     """DPM-Solver-2 (Lu et al. 2022a, algorithm 4), a stage half-way in time: order 2, two evaluations per step.
 
     It extrapolates eps, for which steps that start with next to no signal are long: prefer times that are dense there.
     """
-    return scan(
-        lambda x, t, t_next, i: _two_stages("eps", denoiser, schedule, x, t, (t + t_next) / 2, t_next), x_T, times
-    )
+    step = functools.partial(_two_stages, "eps", denoiser, schedule)
+    return scan(lambda x, t, t_next, i: step(x, t, (t + t_next) / 2, t_next), x_T, times)
 
 
-def dpmpp_2s(denoiser: Denoiser, schedule: Schedule, x_T: Array, times: Array, key: Key[Array, "*batch"]) -> Array:
+def dpmpp_2s(denoiser: Denoiser, schedule: Schedule, x_T: Array, times: Array, key: Keys) -> Array:
     """DPM-Solver++ 2S (Lu et al. 2022b, algorithm 1), a stage half-way in time: order 2, two evaluations per step."""
-    return scan(
-        lambda x, t, t_next, i: _two_stages("x0", denoiser, schedule, x, t, (t + t_next) / 2, t_next), x_T, times
-    )
+    step = functools.partial(_two_stages, "x0", denoiser, schedule)
+    return scan(lambda x, t, t_next, i: step(x, t, (t + t_next) / 2, t_next), x_T, times)
 
 
 def _two_stages(
-    extrapolate: Literal["x0", "eps"],
-    denoiser: Denoiser,
-    schedule: Schedule,
-    x: Array,
-    t: Array,
-    t_middle: Array,
-    t_next: Array,
+    extrapolate: str, denoiser: Denoiser, schedule: Schedule, x: Array, t: Array, t_middle: Array, t_next: Array
 ) -> Array:
-    """A first-order step and the change of x0_hat or eps from t to `t_middle`, over twice its place r in the step.
+    """A first-order step and the change of "x0" or "eps" from t to `t_middle`, over twice its place r in the step.
 
     r is measured in log(alpha / sigma); with `t_middle` at the end (r = 1) and eps it is Heun's step in sigma / alpha.
     """

@@ -18,7 +18,8 @@ from jaxtyping import Array, Float, Key
 from ..denoisers import Denoiser
 from ..schedules import Schedule
 
-Sampler = Callable[[Denoiser, Schedule, Array, Array, Key[Array, "*batch"]], Array]
+Keys = Key[Array, "*batch"]
+Sampler = Callable[[Denoiser, Schedule, Array, Array, Keys], Array]
 
 
 class Levels(NamedTuple):
@@ -52,7 +53,7 @@ def noise_ratio(here: Levels, there: Levels) -> Array:
     return (here.alpha * there.sigma) / (there.alpha * here.sigma)
 
 
-def noise(key: Key[Array, "*batch"], shape: tuple[int, ...]) -> Float[Array, "..."]:
+def noise(key: Keys, shape: tuple[int, ...]) -> Float[Array, "..."]:
     """Standard normal noise; with keys [batch] item i depends on `key[i]` alone.
 
     >>> noise(jax.random.split(jax.random.key(0), 3), (3, 4)).shape
@@ -63,16 +64,20 @@ def noise(key: Key[Array, "*batch"], shape: tuple[int, ...]) -> Float[Array, "..
     return jax.vmap(lambda k: jax.random.normal(k, shape[1:]))(key)
 
 
-def draw(key: Key[Array, "*batch"], count: Array, x: Array) -> Array:
+def fold_in(key: Keys, count: Array | int) -> Keys:
+    """The `count`-th of the keys that follow from each."""
+    return jax.random.fold_in(key, count) if key.ndim == 0 else jax.vmap(jax.random.fold_in, (0, None))(key, count)
+
+
+def draw(key: Keys, count: Array | int, x: Array) -> Array:
     """A sampler's noise number `count`, like x; every stochastic step takes its noise from here."""
-    fold = lambda k: jax.random.fold_in(k, count)  # noqa: E731
-    return noise(fold(key) if key.ndim == 0 else jax.vmap(fold)(key), x.shape).astype(x.dtype)
+    return noise(fold_in(key, count), x.shape).astype(x.dtype)
 
 
-def scan(step: Callable, x_T: Array, times: Array) -> Array:
-    """Apply `step(x, t, t_next, i)` over neighbouring times."""
+def scan(step: Callable, start, times: Array):
+    """The last x of `x <- step(x, t, t_next, i)` over neighbouring times; x may be a tree of arrays."""
     intervals = (times[:-1], times[1:], jnp.arange(len(times) - 1))
-    return jax.lax.scan(lambda x, interval: (step(x, *interval), None), x_T, intervals)[0]
+    return jax.lax.scan(lambda x, interval: (step(x, *interval), None), start, intervals)[0]
 
 
 def time_at(schedule: Schedule, share: Array, low: Array, high: Array) -> Array:

@@ -4,17 +4,19 @@ From time t to u the posterior of x_u given x_t and x0 has the variance (Song et
 
     (sigma_u / sigma_t)^2 (sigma_t^2 - (alpha_t / alpha_u)^2 sigma_u^2)
 
-and DDIM multiplies it by eta^2. `key` is one key, or one per item [batch]: then no item depends on its neighbours.
+and DDIM multiplies it by eta^2.
 """
+
+import functools
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Key
+from jaxtyping import Array
 
 from ..denoisers import Denoiser
 from ..predictions import to_eps
 from ..schedules import Schedule
-from .stepping import Sampler, draw, levels, noise_ratio, scan
+from .stepping import Keys, Sampler, draw, levels, noise_ratio, scan
 
 
 def _posterior_step(
@@ -30,16 +32,14 @@ def _posterior_step(
 def ddim(eta: float = 0.0) -> Sampler:
     """DDIM (Song et al. 2021a, eq. 12 and 16): eta 0 is deterministic, eta 1 draws from DDPM's posterior. Order 1."""
 
-    def sample(denoiser: Denoiser, schedule: Schedule, x_T: Array, times: Array, key: Key[Array, "*batch"]) -> Array:
-        def step(x, t, t_next, i):
-            return _posterior_step(eta, denoiser, schedule, x, t, t_next, draw(key, i, x) if eta else None)
-
-        return scan(step, x_T, times)
+    def sample(denoiser: Denoiser, schedule: Schedule, x_T: Array, times: Array, key: Keys) -> Array:
+        step, z = functools.partial(_posterior_step, eta, denoiser, schedule), functools.partial(draw, key)
+        return scan(lambda x, t, t_next, i: step(x, t, t_next, z(i, x) if eta else None), x_T, times)
 
     return sample
 
 
-def ancestral(denoiser: Denoiser, schedule: Schedule, x_T: Array, times: Array, key: Key[Array, "*batch"]) -> Array:
+def ancestral(denoiser: Denoiser, schedule: Schedule, x_T: Array, times: Array, key: Keys) -> Array:
     """DDPM's ancestral sampling with the posterior variance (Ho et al. 2020, eq. 6-7): `ddim(eta=1)`. Order 1."""
     return ddim(eta=1.0)(denoiser, schedule, x_T, times, key)
 
@@ -47,7 +47,7 @@ def ancestral(denoiser: Denoiser, schedule: Schedule, x_T: Array, times: Array, 
 def euler_ancestral(eta: float = 1.0) -> Sampler:
     """k-diffusion's: an Euler step to sigma_down, then noise sigma_up, sigma_down^2 + sigma_up^2 = sigma'^2. Order 1.
 
-    With its sigma_up = eta sigma' sqrt(1 - (sigma' / sigma)^2), sigma over alpha, this is `ddim(eta)` in other terms.
+    With its sigma_up = eta sigma' sqrt(1 - (sigma' / sigma)^2), sigma over alpha, this is `ddim(eta)`.
     """
     return ddim(eta)
 
@@ -56,14 +56,13 @@ def predictor_corrector(langevin: float = 0.5, corrections: int = 1) -> Sampler:
     """Ancestral steps, each followed by `corrections` Langevin steps at its level (Song et al. 2021b, algorithms 1-5).
 
     A correction moves x by epsilon score(x) + sqrt(2 epsilon) z with epsilon = `langevin` sigma'^2 (1 - e^(-2 h)), h
-    the step of log(alpha / sigma). So it shrinks with the step and the whole converges with order 1; the
-    paper's fixed signal-to-noise ratio r, epsilon = 2 r^2 sigma^2, leaves a bias of r^2 however many steps there are.
-    1 + `corrections` evaluations per step, one in the last to t = 0. `langevin` must stay below 2 for stability.
+    the step of log(alpha / sigma). So it shrinks with the step and the whole converges with order 1; the paper's fixed
+    epsilon = 2 r^2 sigma^2 leaves a bias of r^2. 1 + `corrections` evaluations per step, one in the last to t = 0.
     """
     if not 0 <= langevin < 2:
         raise ValueError(f"langevin must be at least 0 and below 2, where Langevin steps diverge, got {langevin}")
 
-    def sample(denoiser: Denoiser, schedule: Schedule, x_T: Array, times: Array, key: Key[Array, "*batch"]) -> Array:
+    def sample(denoiser: Denoiser, schedule: Schedule, x_T: Array, times: Array, key: Keys) -> Array:
         def step(x, t, t_next, i):
             here, there = levels(schedule, t), levels(schedule, t_next)
             first = i * (1 + corrections)
@@ -74,18 +73,15 @@ def predictor_corrector(langevin: float = 0.5, corrections: int = 1) -> Sampler:
                 drift = length * (there.alpha * denoiser(x, t_next) - x)
                 return x + drift + jnp.sqrt(2 * length) * there.sigma * draw(key, first + 1 + j, x)
 
-            return jax.lax.cond(
-                there.sigma > 0, lambda x: jax.lax.fori_loop(0, corrections, correct, x), lambda x: x, x
-            )
+            corrected = lambda: jax.lax.fori_loop(0, corrections, correct, x)  # noqa: E731
+            return jax.lax.cond(there.sigma > 0, corrected, lambda: x)
 
         return scan(step, x_T, times)
 
     return sample
 
 
-def stochastic_flow(
-    denoiser: Denoiser, schedule: Schedule, x_T: Array, times: Array, key: Key[Array, "*batch"]
-) -> Array:
+def stochastic_flow(denoiser: Denoiser, schedule: Schedule, x_T: Array, times: Array, key: Keys) -> Array:
     """Predict x0, noise it anew to the next time, and again: for few-step models (Song et al. 2023, algorithm 1).
 
     Exact with any number of steps where the denoiser is a consistency function, one that maps x_t to the end of its
