@@ -119,3 +119,29 @@ def test_a_missing_partner_is_refused_by_name(folders, tmp_path):
     further = Further(paired={"target": corpus(tmp_path, "other")})
     with pytest.raises(AudioError, match=r"wave/a/2\.wav: has no partner of the same name in .*other \(4 have none\)"):
         batches(corpus(folders, "wave"), Crop(400, RATE), 4, 0, further=further)
+
+
+def test_the_partner_of_the_same_extension_is_taken_and_others_must_be_one(tmp_path):
+    for name in ("wave/x.wav", "target/x.wav", "target/x.flac", "wave/y.wav", "target/y.aiff"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        soundfile.write(tmp_path / name, np.full(800, 0.25 if name.endswith("x.flac") else 0.5), RATE)
+    options: dict[str, Any] = dict(further=Further(paired={"target": corpus(tmp_path, "target")}))
+    made = next(batches(corpus(tmp_path, "wave"), Crop(400, RATE), 2, 0, **options))
+    np.testing.assert_array_equal(made["target"], made["wave"])
+    soundfile.write(tmp_path / "target" / "y.flac", np.ones(800), RATE)
+    options = dict(further=Further(paired={"target": corpus(tmp_path, "target")}))
+    with pytest.raises(AudioError, match=r"wave/y\.wav: has several partners, .*y\.aiff and y\.flac; keep one"):
+        batches(corpus(tmp_path, "wave"), Crop(400, RATE), 2, 0, **options)
+
+
+def test_a_drawn_sound_that_goes_bad_is_replaced_and_listed_in_its_corpus(folders, tmp_path):
+    for i, wave in enumerate(waves(2)):
+        write(tmp_path / "noise" / f"{i}.wav", wave)
+    noise = corpus(tmp_path, "noise")
+    noise.recordings[1].path.unlink()
+    wave = corpus(folders, "wave")
+    with pytest.warns(UserWarning, match="1.wav: no such file"):
+        made = batches(wave, Crop(400, RATE), 4, 0, further=Further(drawn={"noise": noise}))
+        assert all(np.abs(next(made)["noise"]).max(-1).all() for _ in range(8))
+    assert [line.partition(": ")[2] for line in noise.rejected] == ["no such file"]
+    assert not wave.rejected

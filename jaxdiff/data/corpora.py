@@ -6,12 +6,13 @@ and is reported, never skipped silently.
 
 import csv
 import os
+import warnings
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from .files import EXTENSIONS, AudioError, AudioInfo, check_audio
+from .files import EXTENSIONS, AudioError, AudioInfo, check_audio, expand, printable, scan
 from .orchestra import write_orchestra
 
 BUILT_IN = "orchestra"
@@ -28,12 +29,15 @@ class Recording:
 
 @dataclass(frozen=True)
 class Corpus:
-    """Recordings in sorted order, the class names that labels index, and the files left out with their reasons."""
+    """Recordings in sorted order, the class names that labels index, and the files left out with their reasons.
+
+    `rejected` grows when recordings turn out unreadable while batches are drawn.
+    """
 
     root: Path
     recordings: tuple[Recording, ...]
     classes: tuple[str, ...]
-    rejected: tuple[str, ...]
+    rejected: list[str]
 
     @property
     def seconds(self) -> float:
@@ -61,7 +65,7 @@ def open_corpus(path: str, labels_csv: str | None = None) -> Corpus:
     name, _, split = path.partition("/")
     if name == BUILT_IN and split in ("", "train", "test") and not Path(path).exists():
         return folder_corpus(write_orchestra(cache_directory() / "orchestra-1", split or "train"))
-    return folder_corpus(Path(path), labels_csv)
+    return folder_corpus(expand(path), labels_csv)
 
 
 def folder_corpus(root: Path, labels_csv: str | None = None) -> Corpus:
@@ -75,24 +79,32 @@ def folder_corpus(root: Path, labels_csv: str | None = None) -> Corpus:
     if not root.is_dir():
         raise AudioError(f"{root}: no such folder of sounds")
     if labels_csv is not None:
-        named = _read_labels(root, Path(labels_csv))
+        named, rejected = _read_labels(root, expand(labels_csv)), []
     else:
-        files = sorted(p for p in root.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())
-        named = [(p, p.relative_to(root).parts[0] if p.parent != root else None) for p in files]
+        files, rejected = scan(root)
+        named = [(p, printable(p.relative_to(root).parts[0]) if p.parent != root else None) for p in files]
     if not named:
-        raise AudioError(f"{root}: holds no sound files (looked for {', '.join(sorted(EXTENSIONS))})")
-    usable, rejected = [], []
+        also = "".join(f"; {line}" for line in rejected[:1])
+        raise AudioError(f"{root}: holds no sound files (looked for {', '.join(sorted(EXTENSIONS))}){also}")
+    usable = []
     with ThreadPoolExecutor() as threads:
         for (path, name), found in zip(named, threads.map(_check, [p for p, _ in named]), strict=True):
             if isinstance(found, AudioError):
                 rejected.append(str(found))
             else:
-                usable.append((path, found.seconds, name))
+                usable.append((path, found, name))
     if not usable:
-        raise AudioError(f"{root}: none of its {len(named)} sound files can be used; the first: {rejected[0]}")
+        first = rejected[-len(named)]
+        raise AudioError(f"{root}: none of its {len(named)} sound files can be used; the first: {first}")
+    peak, loudest = max((info.peak, path) for path, info, _ in usable)
+    if peak < 1e-5:
+        raise AudioError(f"{root}: all of its {len(usable)} recordings are silent (below -100 dB)")
+    if peak > 2:
+        what = f"{loudest}: peaks at {peak:.6g}, and full scale is 1; divide the recordings by theirs"
+        warnings.warn(printable(what), stacklevel=3)
     classes = tuple(sorted({name for *_, name in usable if name is not None}))
     index = {name: i for i, name in enumerate(classes)}
-    return Corpus(root, tuple(Recording(p, s, index.get(n)) for p, s, n in usable), classes, tuple(rejected))
+    return Corpus(root, tuple(Recording(p, i.seconds, index.get(n)) for p, i, n in usable), classes, rejected)
 
 
 def _check(path: Path) -> AudioInfo | AudioError:
@@ -103,22 +115,41 @@ def _check(path: Path) -> AudioInfo | AudioError:
 
 
 def _read_labels(root: Path, table: Path) -> list[tuple[Path, str | None]]:
+    """The files of a CSV with their labels, sorted; raises AudioError with the line of what cannot be used."""
     if not table.is_file():
         raise AudioError(f"{table}: no such file of labels")
-    with table.open(newline="", encoding="utf-8") as lines:
-        reader = csv.DictReader(lines)
-        if not {"file", "label"} <= set(reader.fieldnames or ()):
-            raise AudioError(f"{table}: needs the columns file,label in its first line, got {reader.fieldnames}")
-        return sorted((_inside(root, row["file"], table), row["label"] or None) for row in reader)
+    found: dict[Path, str | None] = {}
+    lines: dict[Path, int] = {}
+    with table.open(newline="", encoding="utf-8-sig") as text:
+        reader = csv.DictReader(text, restkey="")
+        try:
+            reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
+            if not {"file", "label"} <= set(reader.fieldnames):
+                raise AudioError(f"{table}: needs the columns file,label in its first line, got {reader.fieldnames}")
+            for row in reader:
+                where = f"{table}, line {reader.line_num}"
+                if "" in row:
+                    raise AudioError(f"{where}: has more fields than the first line; quote names that hold commas")
+                path = _inside(root, (row["file"] or "").strip(), where)
+                if path in found:
+                    raise AudioError(f"{where}: names {path} again, as line {lines[path]} does; keep one of them")
+                found[path], lines[path] = (row["label"] or "").strip() or None, reader.line_num
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise AudioError(f"{table}, line {reader.line_num + 1}: not CSV in UTF-8 ({error})") from None
+    if not found:
+        raise AudioError(f"{table}: lists no files below its first line")
+    return [(path, found[path]) for path in sorted(found)]
 
 
-def _inside(root: Path, name: str, table: Path) -> Path:
+def _inside(root: Path, name: str, where: str) -> Path:
+    if not name or "\0" in name:
+        raise AudioError(f"{where}: names no file, got {name!r}")
     path = root / name
     if not path.resolve().is_relative_to(root.resolve()):
-        raise AudioError(f"{table}: names {name!r}, which lies outside {root}")
+        raise AudioError(f"{where}: names {name!r}, which lies outside {root}")
     return path
 
 
 def write_report(path: Path, rejected: Iterable[str]) -> None:
     """One line per rejected file."""
-    Path(path).write_text("".join(f"{line}\n" for line in rejected), encoding="utf-8")
+    Path(path).write_text("".join(f"{printable(line)}\n" for line in rejected), encoding="utf-8")

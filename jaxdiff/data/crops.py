@@ -8,6 +8,7 @@ device (level, features, noise) is left to the training step.
 """
 
 import functools
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -19,6 +20,7 @@ from .files import AudioError, Channels, read_audio
 
 Sounds = dict[str, np.ndarray]  # "wave" and further sounds [batch, samples] float32, "label" int32 (-1: no class)
 Example = dict[str, Any]  # one of them, its label a scalar
+_TRIES = 50  # recordings drawn in place of one that cannot be read: at most a tenth of them are bad
 
 
 class Place(NamedTuple):
@@ -84,13 +86,27 @@ class Further(NamedTuple):
 
 
 def _partners(corpus: Corpus, other: Corpus) -> dict[Path, Path]:
-    """The file of `other` with the same path below its root, whatever the extension, for every file of `corpus`."""
-    there = {r.path.relative_to(other.root).with_suffix(""): r.path for r in other.recordings}
-    pairs = {r.path: there.get(r.path.relative_to(corpus.root).with_suffix("")) for r in corpus.recordings}
-    missing = [path for path, partner in pairs.items() if partner is None]
+    """The file of `other` with the same path below its root, whatever the extension, for every file of `corpus`.
+
+    Where several differ by their extensions alone, it is the one with the same.
+    """
+    there: dict[Path, list[Path]] = {}
+    for r in other.recordings:
+        there.setdefault(r.path.relative_to(other.root).with_suffix(""), []).append(r.path)
+    pairs, missing = {}, []
+    for r in corpus.recordings:
+        name = r.path.relative_to(corpus.root)
+        found = there.get(name.with_suffix(""), [])
+        found = [other.root / name] if other.root / name in found else found
+        if len(found) > 1:
+            raise AudioError(f"{r.path}: has several partners, {found[0]} and {found[1].name}; keep one of them")
+        if found:
+            pairs[r.path] = found[0]
+        else:
+            missing.append(r.path)
     if missing:
         raise AudioError(f"{missing[0]}: has no partner of the same name in {other.root} ({len(missing)} have none)")
-    return {path: partner for path, partner in pairs.items() if partner is not None}
+    return pairs
 
 
 def batches(
@@ -107,29 +123,51 @@ def batches(
     """Endless batches from step `start` on; reading and resampling run ahead in threads.
 
     Batch k is the same whether the iterator began at 0 or at k. `process` (index, count) gives each host its share of
-    the recordings, kept decoded when `memory` bytes hold them all. Raises AudioError when a recording turns out
-    damaged, or has no partner in a paired corpus.
+    the recordings, kept decoded when `memory` bytes hold them all. In place of a recording that turns out damaged or
+    gone another is drawn, the same each time; it is warned of and goes into `rejected` of its corpus. Raises AudioError
+    when these become more than a tenth, or a recording has no partner in a paired corpus.
     """
     import grain  # takes half a second, which an error in a configuration need not wait for
 
-    source = grain.MapDataset.source(corpus.recordings).seed(seed)[process[0] :: process[1]]
-    if len(source) == 0:
+    share = corpus.recordings[process[0] :: process[1]]
+    if not share:
         raise AudioError(f"{corpus.root}: {len(corpus.recordings)} recordings are too few for {process[1]} processes")
     fits = 4 * crop.sample_rate * (corpus.seconds + further.seconds) / process[1] <= memory and not crop.speed
     part = crop.from_memory() if fits else None
     partners = {name: _partners(corpus, other) for name, other in further.paired.items()}
+    lost: dict[Path, AudioError] = {}
 
-    def read(recording: Recording, rng: np.random.Generator) -> Example:
+    def cut(of: Corpus, path: Path, place: Place) -> np.ndarray:
+        try:
+            return crop.cut(path, place, part=part)
+        except AudioError as error:
+            if lost.setdefault(path, error) is error:
+                of.rejected.append(str(error))
+                warnings.warn(f"left out from here on: {error}", stacklevel=2)
+            raise
+
+    def example(recording: Recording, rng: np.random.Generator) -> Example:
         place = crop.place(recording.seconds, rng)
         label = np.int32(-1 if recording.label is None else recording.label)
-        example: Example = {"wave": crop.cut(recording.path, place, part=part), "label": label}
+        made: Example = {"wave": cut(corpus, recording.path, place), "label": label}
         for name, paths in partners.items():
-            example[name] = crop.cut(paths[recording.path], place, part=part)
+            made[name] = cut(further.paired[name], paths[recording.path], place)
         for name, other in further.drawn.items():
             drawn = other.recordings[rng.integers(len(other.recordings))]
-            example[name] = crop.cut(drawn.path, crop.place(drawn.seconds, rng), part=part)
-        return example
+            made[name] = cut(other, drawn.path, crop.place(drawn.seconds, rng))
+        return made
 
+    def read(recording: Recording, rng: np.random.Generator) -> Example:
+        for _ in range(_TRIES):
+            try:
+                return example(recording, rng)
+            except AudioError as error:
+                if len(lost) > max(1, len(corpus.recordings) // 10):
+                    raise AudioError(f"{error}; {len(lost)} files went bad since the start, restore them") from None
+                recording = share[rng.integers(len(share))]
+        raise AudioError(f"{next(iter(lost.values()))}; nothing else could be drawn in its place")
+
+    source = grain.MapDataset.source(corpus.recordings).seed(seed)[process[0] :: process[1]]
     data = source.shuffle().repeat(None).random_map(read).batch(batch, drop_remainder=True)
     iterator = iter(data.to_iter_dataset(grain.ReadOptions(num_threads=4, prefetch_buffer_size=2 * batch)))
     iterator.set_state({"next_index": start})

@@ -1,13 +1,21 @@
 """Read and write sound files safely: any format libsndfile knows in, WAV or FLAC out.
 
 libsndfile trusts headers: it opens files that promise more than they hold, absurd sample rates and a thousand channels.
-So every file is judged by its header before memory is taken, and by its samples after. Writing goes to a temporary file
-beside the target that is renamed when complete: a reader never sees half a file.
+So every file is judged by its header before memory is taken, and by its samples after, which the check and the reader
+take from the same decoder. Writing goes to a temporary file beside the target that is renamed when complete: a reader
+never sees half a file. Names are bytes to the system; where they are shown, what is not UTF-8 is escaped.
 """
 
 import contextlib
+import dataclasses
+import hashlib
 import os
+import re
+import shutil
 import tempfile
+import threading
+import unicodedata
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,35 +32,64 @@ MAX_CHANNELS = 64
 MAX_SECONDS = 4 * 3600
 EXTENSIONS = frozenset({".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au", ".snd",
                         ".caf", ".w64", ".rf64", ".voc", ".sph"})  # fmt: skip
+UNREAD = frozenset({".m4a", ".m4b", ".aac", ".mp4", ".wma", ".ape", ".wv", ".mka", ".mkv", ".webm", ".mov", ".avi",
+                    ".ac3", ".amr", ".dsf", ".dff", ".tta", ".mpc", ".ra", ".spx"})  # fmt: skip
+_BLOCK = 1 << 16  # samples decoded at once
+_CORRECTED = re.compile(r"^(?!RIFF|FORM).*: (\d+) \(should be (\d+)\)", re.MULTILINE)  # in libsndfile's log
+_MP3_HEADER = re.compile(rb"\xff[\xe2-\xff]..\0{9}(?:\0{8}(?:\0{15})?)?(?:Xing|Info)", re.DOTALL)
+
+
+def printable(text: str) -> str:
+    """`text` with the parts of file names that are not UTF-8 escaped, as in caf\\udce9: it can be printed and kept."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 class AudioError(ValueError):
     """A sound file, or a folder of them, that cannot be used; the message is one sentence that names it."""
 
+    def __init__(self, message: str):
+        super().__init__(printable(message))
+
 
 @dataclass(frozen=True)
 class AudioInfo:
-    """What a header says: sample rate in Hz, samples per channel, channels."""
+    """What a header says: sample rate in Hz, samples per channel, channels; and what `check_audio` finds, the peak."""
 
     sample_rate: int
     samples: int
     channels: int
+    peak: float = 0.0
 
     @property
     def seconds(self) -> float:
         return self.samples / self.sample_rate
 
 
+def _name(path: Path) -> str | bytes:
+    """What soundfile takes: it encodes a str as strict UTF-8, and on Windows takes nothing else."""
+    return str(path) if os.name == "nt" else os.fsencode(path)
+
+
+@contextlib.contextmanager
+def _naming(path: Path, what: str) -> Iterator[None]:
+    """Whatever libsndfile or the system raises becomes an AudioError that names the file and says `what` it is."""
+    try:
+        yield
+    except AudioError:
+        raise
+    except Exception as error:
+        reason = getattr(error, "error_string", None) or f"{type(error).__name__}: {error}"
+        raise AudioError(f"{path}: {what} ({reason})") from None
+
+
 def audio_info(path: Path) -> AudioInfo:
     """The header of a sound file, checked against limits; raises AudioError when it is missing, not audio or absurd."""
     path = Path(path)
-    if not path.is_file():
-        raise AudioError(f"{path}: no such file")
-    try:
-        header = soundfile.info(str(path))
-    except soundfile.LibsndfileError as error:
-        raise AudioError(f"{path}: not a sound file that libsndfile can read ({error.error_string})") from None
-    info = AudioInfo(header.samplerate, header.frames, header.channels)
+    with _naming(path, "not a sound file that libsndfile can read"):
+        if not path.is_file():
+            raise AudioError(f"{path}: no such file")
+        with soundfile.SoundFile(_name(path)) as file:
+            info, log = AudioInfo(file.samplerate, file.frames, file.channels), file.extra_info
     if info.samples < 1:
         raise AudioError(f"{path}: holds no samples")
     if not 1 <= info.sample_rate <= MAX_SAMPLE_RATE:
@@ -61,22 +98,23 @@ def audio_info(path: Path) -> AudioInfo:
         raise AudioError(f"{path}: {info.channels} channels, at most {MAX_CHANNELS} are read")
     if info.seconds > MAX_SECONDS:
         raise AudioError(f"{path}: {info.seconds / 3600:.1f} hours long, at most {MAX_SECONDS // 3600} are; cut it")
+    for promised, there in _CORRECTED.findall(log):
+        if int(there) + 64 < int(promised) < 0x7FFF0000:  # headers miscount by a few bytes; streams write a huge size
+            raise AudioError(f"{path}: truncated, {promised} bytes promised and {there} there")
     return info
 
 
 def check_audio(path: Path) -> AudioInfo:
-    """`audio_info`, then every sample is decoded block by block: raises AudioError for truncated or non-finite data."""
-    info, samples = audio_info(path), 0
-    try:
-        for block in soundfile.blocks(str(path), blocksize=1 << 16, dtype="float32"):
-            samples += len(block)
-            if not np.isfinite(block).all():
-                raise AudioError(f"{path}: holds samples that are not finite numbers")
-    except soundfile.LibsndfileError as error:
-        raise AudioError(f"{path}: damaged ({error.error_string})") from None
-    if samples < info.samples:
-        raise AudioError(f"{path}: truncated, {info.samples} samples promised and {samples} read")
-    return info
+    """`audio_info` as found by decoding every sample, block by block; raises AudioError where `read_audio` would."""
+    info, samples, peak = audio_info(path), 0, 0.0
+    for block in _blocks(path):
+        loudest = float(np.abs(block).max())
+        if not np.isfinite(loudest):
+            raise AudioError(f"{path}: holds samples that are not finite numbers")
+        samples, peak = samples + len(block), max(peak, loudest)
+    if not list(_blocks(path, samples // 2, samples // 2 + 1)):
+        raise AudioError(f"{path}: damaged, it cannot be read from its middle")
+    return dataclasses.replace(info, samples=samples, peak=peak)
 
 
 def read_audio(
@@ -87,26 +125,88 @@ def read_audio(
     offset: float = 0.0,
     seconds: float | None = None,
 ) -> np.ndarray:
-    """A sound file [samples], float32 in [-1, 1], resampled to `sample_rate` Hz (None keeps the file's).
+    """A sound file [samples], float32 with full scale 1, resampled to `sample_rate` Hz (None keeps the file's).
 
     `channels` mixes down ("mix", the mean), selects one ("left", "right", an index) or gives "all" [channels, samples].
-    `offset` and `seconds` read a part; a file that ends earlier gives what it has. Raises AudioError for anything
-    `audio_info` refuses, a channel the file lacks, samples that are not finite, and data shorter than the header
-    promises.
+    `offset` and `seconds` read a part, with the samples of the whole; a file that ends earlier gives what it has. Warns
+    when channels cancel in the mix. Raises AudioError for anything `audio_info` refuses, a channel the file lacks,
+    samples that are not finite, and data shorter than the header promises.
     """
     info = audio_info(path)
-    start = min(round(offset * info.sample_rate), info.samples)
-    count = info.samples - start if seconds is None else min(round(seconds * info.sample_rate), info.samples - start)
-    try:
-        y, _ = soundfile.read(str(path), start=start, frames=count, dtype="float32", always_2d=True)
-    except soundfile.LibsndfileError as error:
-        raise AudioError(f"{path}: damaged ({error.error_string})") from None
-    if len(y) < count:
-        raise AudioError(f"{path}: truncated, {count} samples promised and {len(y)} read")
-    y = y.T if channels == "all" else _select(y, channels, path)
+    source, target = info.sample_rate, info.sample_rate if sample_rate is None else sample_rate
+    first, count = round(offset * target), None if seconds is None else round(seconds * target)
+    begin, end = _neighbours(first, count, source, target)
+    y = np.concatenate([np.zeros((0, info.channels), np.float32), *_blocks(path, begin, end)])
+    y = resample(y.T if channels == "all" else _select(y, channels, path), source, target)
     if not np.isfinite(y).all():
         raise AudioError(f"{path}: holds samples that are not finite numbers")
-    return resample(y, info.sample_rate, info.sample_rate if sample_rate is None else sample_rate)
+    return y[..., first - round(begin * target / source) :][..., :count]
+
+
+def _neighbours(first: int, count: int | None, source: int, target: int) -> tuple[int, int | None]:
+    """`begin` and `end` of the source samples for target samples `first` to `first + count`, resampled as in the whole.
+
+    soxr's filter weighs up to 128 samples of the lower rate beside each. `begin` falls together with a target sample,
+    or as nearly as any within a twentieth of a second.
+    """
+    if source == target:
+        return first, None if count is None else first + count
+    margin = -(-128 * source // min(source, target))
+    last = max(0, first * source // target - margin)
+    begins = np.arange(last, max(-1, last - source // 20 - 1), -1)
+    beside = begins * target % source
+    begin = int(begins[np.argmin(np.minimum(beside, source - beside))])
+    return begin, None if count is None else -(-(first + count) * source // target) + margin
+
+
+def _blocks(path: Path, start: int = 0, stop: int | None = None) -> Iterator[np.ndarray]:
+    """The samples of a file from `start` to `stop` (None: its end) in blocks [samples, channels].
+
+    libsndfile guesses the length of an MP3 that does not say it, and ends there; the rest it reads from a pipe.
+    """
+    at = start
+    with _naming(path, "damaged"), soundfile.SoundFile(_name(path)) as file:
+        for block in _decoded(file, start, stop):
+            at += len(block)
+            yield block
+        if file.format == "MP3" and (stop is None or at < stop):
+            with _piped(path) as pipe, soundfile.SoundFile(pipe, closefd=False) as stream:
+                if not stream.seekable():
+                    yield from _decoded(stream, at, stop)
+                    return
+            if len(_MP3_HEADER.findall(Path(path).read_bytes())) > 1:
+                raise AudioError(f"{path}: several MP3 files in one, of which only the first can be read; split it")
+        promised = file.frames if stop is None else min(stop, file.frames)
+        if at < promised:
+            raise AudioError(f"{path}: truncated, {promised - start} samples promised and {at - start} read")
+
+
+def _decoded(file: soundfile.SoundFile, start: int, stop: int | None) -> Iterator[np.ndarray]:
+    """Blocks of an open file; a format in which libsndfile cannot seek is decoded from its beginning."""
+    at = file.seek(min(start, file.frames)) if start and file.seekable() else 0
+    while stop is None or at < stop:
+        block = file.read(_BLOCK if stop is None else min(_BLOCK, stop - at), dtype="float32", always_2d=True)
+        if not len(block):
+            return
+        at += len(block)
+        if at > start:
+            yield block[max(0, len(block) - (at - start)) :]
+
+
+@contextlib.contextmanager
+def _piped(path: Path) -> Iterator[int]:
+    """The end of a pipe from which the file can be read."""
+    end, begin = os.pipe()
+
+    def feed() -> None:  # until the file or the reader ends
+        with contextlib.suppress(OSError), open(begin, "wb") as sink, open(path, "rb") as source:
+            shutil.copyfileobj(source, sink)
+
+    threading.Thread(target=feed, daemon=True).start()
+    try:
+        yield end
+    finally:
+        os.close(end)
 
 
 def resample(y: np.ndarray, source: float, target: float) -> np.ndarray:
@@ -118,11 +218,52 @@ def resample(y: np.ndarray, source: float, target: float) -> np.ndarray:
     return np.ascontiguousarray(y, np.float32)
 
 
+def expand(path: str | Path) -> Path:
+    """`path` with ~ and environment variables filled in, unless that very name is there; refuses an empty one."""
+    text = os.fspath(path)
+    text = text if os.path.lexists(text) else os.path.expanduser(os.path.expandvars(text))
+    if not text.strip():
+        raise AudioError(f"path {os.fspath(path)!r} is empty; name a file or folder, . is the current one")
+    return Path(text)
+
+
+def scan(folder: Path) -> tuple[list[Path], list[str]]:
+    """The sound files below a folder, sorted, and a sentence for each thing that may be sound and cannot be used.
+
+    Names that begin with a dot are not sounds. Links to folders are followed when the folders themselves are read.
+    """
+    found: list[Path] = []
+    unused: list[str] = []
+    seen: set[str] = set()
+    folders = [str(folder)]
+    for top in folders:  # which grows by the links found
+        for where, inside, names in os.walk(top, onerror=lambda e: unused.append(f"{e.filename}: {e.strerror}")):
+            if (real := os.path.realpath(where)) in seen:
+                unused.append(f"{where}: a link to a folder that is read already")
+                names, inside[:] = [], []
+            seen.add(real)
+            inside[:] = sorted(name for name in inside if not name.startswith("."))
+            folders += [path for name in inside if os.path.islink(path := os.path.join(where, name))]
+            for path in (Path(where, name) for name in sorted(names) if not name.startswith(".")):
+                if not path.exists():
+                    unused.append(f"{path}: a link to nothing")
+                elif path.suffix.lower() in UNREAD:
+                    unused.append(f"{path}: {path.suffix} is not read; convert it, for example to .flac")
+                elif path.suffix.lower() in EXTENSIONS:
+                    found.append(path)
+    return sorted(found), [printable(line) for line in unused]
+
+
 def sound_files(paths: Sequence[Path]) -> list[Path]:
-    """The files, and the sound files in the folders, of `paths`; checked by their headers before any work."""
+    """The files, and the sound files in the folders, of `paths`; checked by their headers before any work.
+
+    Warns of what `scan` leaves out.
+    """
     found = []
-    for path in map(Path, paths):
-        inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in EXTENSIONS) if path.is_dir() else [path]
+    for path in map(expand, paths):
+        inside, unused = scan(path) if path.is_dir() else ([path], [])
+        for line in unused:
+            warnings.warn(f"left out: {line}", stacklevel=2)
         if not inside:
             raise AudioError(f"{path}: holds no sound files")
         found += inside
@@ -133,32 +274,60 @@ def sound_files(paths: Sequence[Path]) -> list[Path]:
 
 def _select(y: np.ndarray, channels: Channels, path: Path) -> np.ndarray:
     if channels == "mix":
-        return y.mean(axis=1)
+        mix = y.mean(axis=1)
+        if 100 * np.vdot(mix, mix) < np.vdot(y, y) / y.shape[1]:
+            warnings.warn(printable(f"{path}: its channels cancel when they are mixed; use one of them"), stacklevel=3)
+        return mix
     index = {"left": 0, "right": 1}[channels] if isinstance(channels, str) else channels
     if not 0 <= index < y.shape[1]:
         raise AudioError(f"{path}: has {y.shape[1]} channels, channel {channels!r} was asked for; use 'mix'")
     return y[:, index]
 
 
-def write_audio(path: Path, y: np.ndarray, sample_rate: int) -> None:
+def write_audio(path: Path, y: np.ndarray, sample_rate: int) -> int:
     """Write `y` ([samples] or [samples, channels], float in [-1, 1]) as 16-bit FLAC or WAV, by extension, atomically.
 
-    Samples outside [-1, 1] are clipped. Raises AudioError for another extension or samples that are not finite.
+    The number of samples outside [-1, 1], which are clipped with a warning. Raises AudioError for another extension or
+    samples that are not finite, TypeError for integers.
     """
-    path = Path(path)
+    path, y = Path(path), np.asarray(y)
     kind = {".wav": "WAV", ".flac": "FLAC"}.get(path.suffix.lower())
     if kind is None:
         raise AudioError(f"{path}: can be written as .wav or .flac only")
+    if not np.issubdtype(y.dtype, np.floating):
+        raise TypeError(f"{path}: a sound must be floating point in [-1, 1], got {y.dtype}; divide by full scale first")
     if not np.isfinite(y).all():
         raise AudioError(f"{path}: not written, the sound holds samples that are not finite numbers")
     with atomic(path) as temporary:
-        soundfile.write(str(temporary), np.clip(y, -1, 1), sample_rate, subtype="PCM_16", format=kind)
+        soundfile.write(_name(temporary), np.clip(y, -1, 1), sample_rate, subtype="PCM_16", format=kind)
+    clipped = int((np.abs(y) > 1).sum())
+    if clipped:
+        warnings.warn(printable(f"{path}: {clipped} of {y.size} samples outside [-1, 1] were clipped"), stacklevel=2)
+    return clipped
+
+
+def safe_name(text: str) -> str:
+    """`text` as a file name on any system, without separators, control characters, leading dots; at most 200 bytes.
+
+    Ordinary names in any script stay as they are, others are changed and end with a hash that keeps them apart.
+
+    >>> safe_name("été 1.5"), safe_name("../a")
+    ('été 1.5', '_a-61b4c98b')
+    """
+    name = "".join("_" if c in '/\\:*?"<>|' or unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") else c for c in text)
+    name = name.strip().strip(". ")
+    if re.fullmatch(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", name, re.IGNORECASE):
+        name = f"_{name}"
+    cut = name.encode("utf-8")[:191].decode("utf-8", "ignore") or "_"
+    same = name and name == text and len(name.encode("utf-8")) <= 200
+    return name if same else f"{cut}-{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"
 
 
 @contextlib.contextmanager
 def atomic(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` that becomes `path` when the block ends, and vanishes when it fails."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
+    suffix = path.suffix if len(path.suffix) < 16 else ""
+    handle, name = tempfile.mkstemp(prefix=f".{path.name[:24]}.", suffix=suffix, dir=path.parent)  # of any length
     os.close(handle)
     temporary = Path(name)
     try:
