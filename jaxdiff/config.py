@@ -9,16 +9,19 @@ the name in it. A checkpoint stores its configuration with a format number; `UPG
 import dataclasses
 import difflib
 import inspect
+import math
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax.numpy as jnp
 import yaml
+from annotated_types import Interval
 
+from jaxdiff import ranges
 from jaxdiff.data import Corpus, Crop, Further, open_corpus
 from jaxdiff.diffusion import BRIDGES, SCHEDULES, Bridge, Schedule
 from jaxdiff.features import REPRESENTATIONS, CompressedStft, Normalization, Normalized, Representation
@@ -41,12 +44,12 @@ class Data:
     labels: str | None = None  # CSV with columns file,label instead of sub-folders
     drawn: Mapping[str, str] = field(default_factory=dict)  # folders of further sounds by name: noise, room ...
     paired: Mapping[str, str] = field(default_factory=dict)  # folders of partners, files of the same names: target ...
-    sample_rate: int = 16_000  # Hz
-    seconds: float = 1.0  # length of a crop
+    sample_rate: ranges.Rate = 16_000  # Hz
+    seconds: Annotated[float, Interval(gt=0, le=3600)] = 1.0  # length of a crop
     crop: Literal["random", "start"] = "random"
     channels: Literal["mix", "left", "right"] = "mix"
-    speed: float = 0.0  # play crops up to this many octaves slower or faster
-    memory_mb: int = 512  # a corpus that fits is decoded once and kept; 0: files are read again for every crop
+    speed: Annotated[float, Interval(ge=0, le=2)] = 0.0  # play crops up to this many octaves slower or faster
+    memory_mb: ranges.Index = 512  # a corpus that fits is decoded once and kept; 0: files are read again for every crop
 
     def open(self) -> tuple[Corpus, Further]:
         """The corpus and those of its further sounds; raises AudioError."""
@@ -60,27 +63,27 @@ class Normalize:
     deviation, 0 keeps their proportions."""
 
     enabled: bool = True
-    crops: int = 512
-    evenness: float = 1.0
+    crops: ranges.Count = 512
+    evenness: ranges.Share = 1.0
 
 
 @dataclass(frozen=True)
 class Train:
     """Length, optimiser and intervals (in steps; 0 is never)."""
 
-    steps: int = 10_000
-    batch: int = 16
-    learning_rate: float = 1e-3
-    warmup: int = 100
-    weight_decay: float = 0.01
-    b1: float = 0.9  # decay of the optimiser's first moment
-    ema_decay: float = 0.999
+    steps: ranges.Count = 10_000
+    batch: ranges.Count = 16
+    learning_rate: ranges.Positive = 1e-3
+    warmup: ranges.Index = 100
+    weight_decay: ranges.Weight = 0.01
+    b1: ranges.Decay = 0.9  # decay of the optimiser's first moment
+    ema_decay: ranges.Decay = 0.999
     posthoc_ema: bool = False  # keep snapshots from which averages of any length can be made afterwards
-    seed: int = 0
+    seed: ranges.Seed = 0
     init: str | None = None  # a run or file whose averaged weights to begin with
-    log_every: int = 20
-    sample_every: int = 1000
-    save_every: int = 1000
+    log_every: ranges.Index = 20
+    sample_every: ranges.Index = 1000
+    save_every: ranges.Index = 1000
 
 
 class Options(NamedTuple):
@@ -90,9 +93,9 @@ class Options(NamedTuple):
     values: Mapping[str, Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Config:
-    """Everything a run is; stored in its checkpoints."""
+    """Everything a run is; stored in its checkpoints. It shows itself as its YAML."""
 
     data: Data = field(default_factory=Data)
     task: Task = field(default_factory=Generate)
@@ -102,6 +105,9 @@ class Config:
     method: Method = field(default_factory=Diffusion)
     train: Train = field(default_factory=Train)
     sampling: Sampling = field(default_factory=Sampling)
+
+    def __repr__(self) -> str:
+        return to_yaml(self)
 
 
 # type of a field -> table of the parts that it may be, and the name that stands for none given
@@ -125,16 +131,32 @@ _SUPPLIED = {
 # From YAML ----------------------------------------------------------------------------------------------------------
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML whose values are text or nothing, for a type to be read by (010 is 10, no one's 1:30 is 90), and whose keys
+    stand once."""
+
+    yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag.rpartition(":")[2] in ("null", "merge")]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        keys = [(self.construct_object(key), key.start_mark) for key, _ in node.value]
+        for i, (key, mark) in enumerate(keys):
+            if key in [k for k, _ in keys[:i]]:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key} stands twice", mark)
+        return super().construct_mapping(node, deep)
+
+
 def load_config(path: Path, overrides: Mapping[str, str] | None = None) -> Config:
     """The configuration of a YAML file with dotted-key overrides laid over it; raises ConfigError."""
     path = Path(path)
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        tree = yaml.load(path.read_text(encoding="utf-8-sig"), _Loader) or {}
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); give the path of a YAML file") from None
-    except yaml.YAMLError as error:
-        problem = str(error).replace("\n", " ")
-        raise ConfigError(f"{path}: is not YAML ({problem})") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read as YAML in UTF-8 ({' '.join(str(error).split())})") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: must hold keys and values, got {type(tree).__name__}")
     for key, value in (overrides or {}).items():
@@ -173,7 +195,7 @@ class Key(NamedTuple):
 
 def schema(part: type, family: Any = None) -> dict[str, Key]:
     """The keys of a part: the parameters of its constructor, but for those that are supplied by others."""
-    hints = typing.get_type_hints(part if dataclasses.is_dataclass(part) else part.__init__)
+    hints = typing.get_type_hints(part if dataclasses.is_dataclass(part) else part.__init__, include_extras=True)
     parameters = list(inspect.signature(part.__init__).parameters.values())
     parameters = parameters[2:] if family is Options else parameters[1:]  # self, and a network's channels
     chosen = [p for p in parameters if p.name not in _SUPPLIED.get(family, ())]
@@ -182,6 +204,7 @@ def schema(part: type, family: Any = None) -> dict[str, Key]:
 
 def _make(part: type, tree: Any, prefix: str, family: Any = None) -> Any:
     """A part from its group of keys."""
+    tree = {} if tree is None else tree
     if not isinstance(tree, Mapping):
         raise ConfigError(f"{prefix.rstrip('.')}: expected a group of keys, got {tree!r}")
     keys = schema(part, family)
@@ -202,8 +225,10 @@ def _make(part: type, tree: Any, prefix: str, family: Any = None) -> Any:
 
 
 def _value(hint: Any, value: Any, key: str) -> Any:
+    """A value of the type that a field or parameter is annotated with, within its range."""
     if hint in TABLES:
         table, default = TABLES[hint]
+        value = {} if value is None else value
         if not isinstance(value, Mapping):
             raise ConfigError(f"{key}: expected a group with kind: {' or '.join(table)}, got {value!r}")
         kind = value.get("kind", default)
@@ -213,17 +238,22 @@ def _value(hint: Any, value: Any, key: str) -> Any:
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return _make(hint, value, f"{key}.")
     if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
-        if value is None or value in ("none", "null"):
+        if value is None or value in ("none", "null", "~"):
             return None
-        hint = next(h for h in typing.get_args(hint) if h is not types.NoneType)
+        return _value(next(h for h in typing.get_args(hint) if h is not types.NoneType), value, key)
     origin = typing.get_origin(hint)
     if origin is Literal:
         return _choose(typing.get_args(hint), value, key)
-    if origin is not None and issubclass(origin, Mapping):
+    if origin is not None and origin is not Annotated and issubclass(origin, Mapping):
         if not isinstance(value, Mapping):
             raise ConfigError(f"{key}: expected names and folders, got {value!r}")
         return {_scalar(str, k, key): _scalar(str, v, f"{key}.{k}") for k, v in value.items()}
-    return _scalar(hint, value, key)
+    number = _scalar(typing.get_args(hint)[0] if origin is Annotated else hint, value, key)
+    try:
+        ranges.check(key, hint, number)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    return number
 
 
 def _choose(choices: typing.Sequence[Any], value: Any, key: str) -> Any:
@@ -246,8 +276,8 @@ def _scalar(hint: type, value: Any, key: str) -> Any:
     if hint is str:
         return str(value)
     try:
-        number = hint(value)
-    except ValueError:
+        number = hint(value.lower().replace(".inf", "inf") if isinstance(value, str) else value)
+    except (ValueError, OverflowError):
         raise wrong from None
     if hint is int and isinstance(value, float) and value != number:
         raise wrong
@@ -302,15 +332,15 @@ def crop(config: Config) -> Crop:
     """How training crops are cut; raises ConfigError when they cannot be cut into frames."""
     data = config.data
     samples = round(data.seconds * data.sample_rate)
-    hops = {"representation": config.representation.hop_length}
-    hops["task"] = config.task.needs(config.representation).condition_hop or 1
-    for where, hop in hops.items():
-        if samples < hop or samples % hop:
-            fits = max(1, round(samples / hop)) * hop
-            raise ConfigError(
-                f"data.seconds {data.seconds} is {samples} samples, which the {where}'s hop of {hop} does not "
-                f"divide; use data.seconds {fits / data.sample_rate:.6g} ({fits} samples)"
-            )
+    hop = math.lcm(config.representation.hop_length, config.task.needs(config.representation).condition_hop or 1)
+    if samples < hop or samples % hop:
+        fits = max(1, round(samples / hop)) * hop
+        texts = (f"{fits / data.sample_rate:.{digits}g}" for digits in range(4, 18))
+        advice = next(text for text in texts if round(float(text) * data.sample_rate) == fits)
+        raise ConfigError(
+            f"data.seconds {data.seconds} is {samples} samples, which the hop of {hop} (the representation's and the "
+            f"task's) does not divide; use data.seconds {advice} ({fits} samples)"
+        )
     return Crop(samples, data.sample_rate, data.crop, data.channels, data.speed)
 
 

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from jaxdiff import config as configuration
-from jaxdiff import diffusion
+from jaxdiff import diffusion, ranges
 from jaxdiff.config import TABLES, Config, ConfigError, Options, from_dict, load_config, schema, to_dict, to_yaml
 from jaxdiff.diffusion import BRIDGES, SCHEDULES, Bridge, Schedule
 from jaxdiff.features import REPRESENTATIONS, Normalization, Normalized, Representation
@@ -42,7 +42,10 @@ def unlike(hint, default):
         kind = next(name for name in reversed(list(table)) if table[name] is not type(default))
         return changed(hint, table[kind], kind)
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        hint = next(h for h in typing.get_args(hint) if h is not types.NoneType)
+        return unlike(next(h for h in typing.get_args(hint) if h is not types.NoneType), default)
+    if typing.get_origin(hint) is typing.Annotated:
+        kind = typing.get_args(hint)[0]
+        return next(v for v in (unlike(kind, default), kind(1), kind(2), 0.5) if v != default and fits(hint, v))
     if typing.get_origin(hint) is typing.Literal:
         return next(choice for choice in typing.get_args(hint) if choice != default)
     if hint is bool:
@@ -50,11 +53,18 @@ def unlike(hint, default):
     if hint is int:
         return 34 if default is None else default + 2  # an n_fft must stay even
     if hint is float:
-        return 7.25 if default is None or default in (0, float("inf")) else 0.75 * default
+        return 9.25 if default == float("inf") else 7.25 if default in (None, 0) else 0.75 * default
     if hint is str:
         return f"{default} or another"
     assert typing.get_origin(hint) is not None and issubclass(typing.get_origin(hint), typing.Mapping), hint
     return {"noise": "data/noise"}
+
+
+def fits(hint, value):
+    try:
+        return ranges.check("value", hint, value) is None
+    except ValueError:
+        return False
 
 
 def changed(family, part, kind=None):
@@ -132,7 +142,7 @@ def test_a_network_s_defaults_are_its_constructor_s():
     assert config.network.kind == "convnext"
     defaults = {n: key.default for n, key in schema(ConvNeXt, Options).items()}
     assert config.network.values == defaults
-    assert schema(Transformer, Options)["width"] == (int, 256)
+    assert schema(Transformer, Options)["width"] == (ranges.Count, 256)
 
 
 def test_values_are_coerced_by_type(tmp_path):
@@ -180,7 +190,7 @@ def test_mistakes_get_one_sentence(tree, sentence):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(("content", "sentence"), [("a: [1", "is not YAML"), ("- 1", "must hold keys and values")])
+@pytest.mark.parametrize(("content", "sentence"), [("a: [1", "cannot be read as YAML"), ("- 1", "must hold keys and values")])
 def test_files_that_are_no_configuration_are_refused(tmp_path, content, sentence):
     (tmp_path / "c.yaml").write_text(content)
     with pytest.raises(ConfigError, match=sentence) as error:
@@ -192,9 +202,9 @@ def test_files_that_are_no_configuration_are_refused(tmp_path, content, sentence
 
 
 def test_a_crop_that_cannot_be_cut_into_frames_is_refused():
-    with pytest.raises(ConfigError, match=r"hop of 300 does not divide; use data\.seconds 0\.99375 \(15900 samples\)"):
+    with pytest.raises(ConfigError, match=r"hop of 300 .* does not divide; use data\.seconds 0\.99375 \(15900 samples\)"):
         configuration.crop(from_dict({"representation": {"n_fft": 600, "hop_length": 300}}))
-    with pytest.raises(ConfigError, match=r"the task's hop of 300 does not divide"):
+    with pytest.raises(ConfigError, match=r"the hop of 9600 .* does not divide"):
         configuration.crop(from_dict({"task": {"kind": "vocode", "hop_length": 300}}))
     crop = configuration.crop(
         from_dict({"data": {"seconds": 0.256, "crop": "start", "channels": "left", "speed": 0.5}})
@@ -429,3 +439,94 @@ def test_a_model_has_the_corpus_s_classes_and_normalisation():
     assert isinstance(model.representation, Normalized)
     assert model.representation.normalization is normalization
     assert model.representation.sample_rate == config.representation.sample_rate == 8000
+
+
+OUTSIDE = {  # key: values that no training or sampling can use
+    "train.batch": ["0", "-4"],
+    "train.steps": ["-5", "0"],
+    "train.learning_rate": ["nan", "inf", "-1", "0"],
+    "train.ema_decay": ["2", "nan", "1"],
+    "train.warmup": ["-3"],
+    "train.weight_decay": ["-1"],
+    "train.log_every": ["-1"],
+    "train.seed": ["-1", str(2**32), str(2**64)],
+    "normalize.crops": ["-5", "0"],
+    "task.peak_db": ["nan", "900"],
+    "data.speed": ["-1", "9", "nan", "40"],
+    "data.seconds": ["0", "-1", "nan", "inf"],
+    "data.sample_rate": ["0", "-8000", ".inf"],
+    "data.memory_mb": ["-1"],
+    "method.sigma_data": ["0", "-1"],
+    "method.times_std": ["0"],
+    "sampling.steps": ["0", "-1"],
+    "sampling.guidance": ["nan", "inf"],
+    "sampling.guidance_rescale": ["3", "-1"],
+    "sampling.guidance_low": ["-1", "nan"],
+    "sampling.guidance_high": ["0", "nan"],
+    "sampling.temperature": ["-1", "0"],
+}
+
+
+@pytest.mark.parametrize("key", OUTSIDE)
+def test_numbers_have_ranges(key, tmp_path):
+    (tmp_path / "c.yaml").write_text("")
+    for value in OUTSIDE[key]:
+        with pytest.raises(ConfigError, match=rf"^{key}: expected ") as error:
+            load_config(tmp_path / "c.yaml", {key: value})
+        assert f"got {value.removeprefix('.')}" in str(error.value).replace("'.", "") or float(value)  # as it was read
+
+
+def test_a_range_that_guides_nothing_is_refused():
+    with pytest.raises(ConfigError, match=r"sampling: guidance_low 5\.0 must be below guidance_high 1\.0"):
+        from_dict({"sampling": {"guidance": 2, "guidance_low": 5, "guidance_high": 1}})
+    assert from_dict({"sampling": {"guidance_low": 5}}).sampling.guidance_high == float("inf")
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("train: {steps: 3}\ntrain: {steps: 4}", "the key train stands twice.*line 2"),
+        ("train: {steps: 3, steps: 4}", "the key steps stands twice"),
+        ("train: {steps: 1:30}", r"train\.steps: expected int, got '1:30'"),
+        ("train: {steps: [1]}", r"train\.steps: expected int, got \['1'\]"),
+        ("representation: {kind: [log_mel]}", r"representation\.kind: expected one of .*did you mean log_mel"),
+        ("data: {path: ~}", r"data\.path: expected str, got None"),
+        ("data: {sample_rate: .inf}", r"data\.sample_rate: expected int, got '\.inf'"),
+    ],
+)
+def test_yaml_is_read_as_it_is_written(text, sentence, tmp_path):
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=sentence):
+        load_config(tmp_path / "c.yaml")
+
+
+def test_yaml_values_are_read_by_the_type_of_their_field(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_bytes(b"\xef\xbb\xbfdata:\ntrain: {steps: 010, learning_rate: 1e-4}\nsampling: {guidance_high: .inf}\n")
+    config = load_config(path)
+    assert (config.data, config.train.steps, config.train.learning_rate) == (Config().data, 10, 1e-4)
+    path.write_bytes("data: {path: Café}".encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"c\.yaml: cannot be read as YAML in UTF-8"):
+        load_config(path)
+
+
+def test_the_advice_for_a_crop_that_does_not_fit_can_be_followed():
+    """Every sentence that says `use data.seconds X` is parsed and followed, over rates, lengths and hops."""
+    tried = 0
+    for rate in (8000, 11025, 16000, 22050, 44100, 48000):
+        for seconds in (0.4, 1.0, 3.7, 20.0, 47.55, 300.0):
+            for hop, n_fft in ((64, 256), (100, 400), (441, 1764), (1024, 4096), (2048, 8192)):
+                data = {"sample_rate": rate, "seconds": seconds}
+                for task in ({"kind": "generate"}, {"kind": "vocode", "hop_length": 300}):
+                    tree = {"task": task, "representation": {"n_fft": n_fft, "hop_length": hop}, "data": data}
+                    try:
+                        configuration.crop(from_dict(tree))
+                    except ConfigError as error:
+                        advice = str(error).partition("use data.seconds ")[2].split()[0]
+                        configuration.crop(from_dict({**tree, "data": {**data, "seconds": advice}}))
+                        tried += 1
+    assert tried > 200
+
+
+def test_a_configuration_shows_itself_as_its_yaml():
+    assert repr(Config()) == to_yaml(Config())

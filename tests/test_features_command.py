@@ -75,15 +75,15 @@ def test_what_is_wrong_is_said_in_one_sentence(folder, tmp_path, capsys):
     (broken / "text.wav").write_text("no sound")
     for code, message, arguments in (
         (1, "no such file", ["absent.wav", "--out", tmp_path / "o"]),
-        (1, "not a sound file", [folder, broken, "--out", tmp_path / "o"]),
+        (1, "not a sound file", [broken, "--out", tmp_path / "o"]),
         (
             2,
             "chroma cannot be turned back into sound",
             [folder, "--out", tmp_path / "o", "--kind", "chroma", "--invert"],
         ),
-        (2, "the name of several files", [folder, folder / "low.wav", "--out", tmp_path / "o"]),
+        (2, "would have the same results", [folder, folder / "low.wav", "--out", tmp_path / "o"]),
         (2, "is a file; give a folder", [folder, "--out", folder / "low.wav"]),
-        (2, "n_fft 512, hop_length 0", [folder, "--out", tmp_path / "o", "--n-fft", "512", "--hop-length", "0"]),
+        (2, "--hop-length: expected at least 1, got 0", [folder, "--out", tmp_path / "o", "--n-fft", "512", "--hop-length", "0"]),
     ):
         assert run(*arguments) == code
         error = capsys.readouterr().err

@@ -3,6 +3,8 @@
 All in float64 but where float precision is the question.
 """
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +13,8 @@ from gaussians import Exploding, correlated_denoiser, covariance_of, posterior, 
 from measurements import LINEAR, MASK, D, rows
 from oracles import max_relative
 
+import jaxdiff
+from jaxdiff import diffusion
 from jaxdiff.diffusion import (
     Cosine,
     LinearBeta,
@@ -29,9 +33,11 @@ from jaxdiff.diffusion import (
     repaint,
     spaced_times,
 )
+from jaxdiff.diffusion.operators import minimal_residual
 from jaxdiff.features import melspectrogram
 
 KEY = jax.random.key(0)
+OLD = Path(__file__).parent / "old_runs"
 each_linear = pytest.mark.parametrize("name", LINEAR)
 METHODS = {
     "data consistency": data_consistency,
@@ -255,3 +261,45 @@ def test_items_with_their_own_keys_ignore_the_batch():
 def test_no_resamples_are_refused():
     with pytest.raises(ValueError, match="resamples must be at least 1, got 0"):
         repaint(masking(MASK), jnp.zeros((1, D)), resamples=0)
+
+
+@pytest.mark.parametrize("iterations", [1, 2, 3, 5])
+def test_moment_matching_holds_on_a_trained_network(iterations):
+    """Whose Jacobian is not symmetric: what is known is met at least as well as without guidance, the better the more
+    iterations, and the sound stays of its size."""
+    pipeline = jaxdiff.load(OLD / "generation")
+    model, method, key = pipeline.model, pipeline.method, jax.random.key(0)
+    _, batch = pipeline.items(0, np.arange(2))
+    network, cond = model.network.bound(pipeline.params), model.task.given(model.representation, batch).cond
+    denoise = diffusion.denoiser(network, method.schedule, method.prediction, cond)
+    x0 = model.representation.encode(jnp.asarray(np.stack(pipeline(count=2, seed=5).waves)))
+    known = jnp.asarray(np.arange(x0.shape[1])[:, None] < x0.shape[1] // 2)
+    operator, keys = masking(known), jax.random.split(key, 2)
+    times, x_T = spaced_times(method.schedule, 8, "cosine"), diffusion.noise(keys, x0.shape)
+
+    def error(count):
+        guided = denoise
+        if count:
+            options = dict(iterations=count)
+            guided = moment_matching_guidance(denoise, method.schedule, operator, x0 * known, **options)
+        x = diffusion.SAMPLERS["dpmpp_2m"].sampler(guided, method.schedule, x_T, times, keys)
+        return jnp.sqrt((known * (x - x0) ** 2).mean()), jnp.abs(x).max()
+
+    run = jax.jit(error, static_argnums=0)
+    (plain, _), (fewer, _), (ours, largest) = (run(n) for n in (0, iterations - 1, iterations))
+    assert ours < 0.5 * plain and ours <= 1.02 * fewer
+    assert largest < 2 * jnp.abs(x0).max()
+
+
+def test_minimal_residual_solves_what_is_not_symmetric():
+    rng = np.random.default_rng(0)
+    matrices = rng.standard_normal((3, 6, 6)) + 3 * np.eye(6)
+    b = rng.standard_normal((3, 6))
+    apply = lambda v: jnp.einsum("bij,bj->bi", matrices, v)  # noqa: E731
+    residuals = [np.linalg.norm(apply(minimal_residual(apply, jnp.asarray(b), n)) - b, axis=1) for n in range(1, 7)]
+    assert (np.diff(residuals, axis=0) <= 1e-12).all()
+    krylov = lambda i, n: np.stack([np.linalg.matrix_power(matrices[i], k) @ b[i] for k in range(1, n + 1)], 1)  # noqa: E731
+    for n in (1, 2, 4):  # least squares over the same space
+        best = [np.linalg.norm(krylov(i, n) @ np.linalg.lstsq(krylov(i, n), b[i])[0] - b[i]) for i in range(3)]
+        np.testing.assert_allclose(residuals[n - 1], best, rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(residuals[-1], 0, atol=1e-9)

@@ -218,7 +218,7 @@ def test_what_is_made_shows_itself_in_a_notebook(pipeline):
         ({"seconds": -1.0}, "seconds -1.0: expected more than 0 and at most 14400"),
         ({"seconds": float("nan")}, "seconds nan"),
         ({"seed": -1}, "seed -1: expected 0 to 4294967295"),
-        ({"steps": 0}, "must be at least 1"),
+        ({"steps": 0}, "steps: expected at least 1, got 0"),
         ({"sampler": "hern"}, "sampler: expected one of heun, euler"),
         ({"sampler": "dbim"}, "sampler: expected one of heun, euler"),
         ({"spacing": "even"}, "spacing 'even' is unknown"),

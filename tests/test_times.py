@@ -121,8 +121,8 @@ def test_times_that_do_not_fit_are_refused(pipeline):
     [
         (dict(steps=3, sampler="ancestral"), "deterministic samplers only: euler"),
         (dict(steps=3, sampler="hern"), "'hern': times can be searched for"),
-        (dict(steps=1), "steps 1 must be at least 2"),
-        (dict(steps=3, count=0), "count 0 and iterations 60 at least 1"),
+        (dict(steps=1), "steps: expected at least 2, got 1"),
+        (dict(steps=3, count=0), "count: expected at least 1, got 0"),
     ],
 )
 def test_what_cannot_be_searched_is_refused(pipeline, options, sentence):
@@ -130,7 +130,7 @@ def test_what_cannot_be_searched_is_refused(pipeline, options, sentence):
         search(pipeline, **options)
 
 
-@pytest.mark.parametrize("method", ["shortcut", "regression", "bridge", "adversarial"])
+@pytest.mark.parametrize("method", ["shortcut", "regression", "adversarial"])
 def test_a_method_without_a_denoiser_is_refused(method):
     config = from_dict({**TREE, "method": {"kind": method}})
     with pytest.raises(

@@ -8,7 +8,10 @@ from typing import Annotated, Any
 
 import numpy as np
 import tyro
+from annotated_types import Ge
 from rich.console import Console
+
+from jaxdiff import ranges
 
 _out = Console(highlight=False, soft_wrap=True)
 
@@ -62,15 +65,15 @@ class SearchTimes:
 
     directory: Directory
     """work directory of a run"""
-    steps: int
+    steps: Annotated[int, Ge(2)]
     """sampling steps"""
     sampler: str | None = None
     """a deterministic one (the configuration's)"""
-    count: int = 16
+    count: ranges.Count = 16
     """sounds to search on, and as many others to judge on"""
-    iterations: int = 60
+    iterations: ranges.Count = 60
     """steps of gradient descent"""
-    seed: int = 0
+    seed: ranges.Seed = 0
     """of the noise"""
     sounds: Path | None = None
     """for a model that works on sounds: a folder of at least twice as many"""

@@ -4,12 +4,17 @@ Exit codes: 0 done, 1 the data or a checkpoint cannot be used, 2 the command or 
 interrupted by Ctrl-C and SIGTERM with everything saved. Heavy imports happen inside the commands, so `--help` is quick.
 """
 
+import dataclasses
+import os
 import re
 import sys
+import warnings
+from pathlib import Path
+from typing import Any
 
 import tyro
 
-from jaxdiff import __version__
+from jaxdiff import __version__, ranges
 
 from .features import Features
 from .inspect import Export, Info, SearchTimes
@@ -18,6 +23,8 @@ from .train import Train, print_help
 
 _DESCRIPTION = "Audio diffusion: train a model on a folder of sound, make new sound with it."
 _DATA_ERRORS = {"AudioError", "CheckpointError", "TrainingError"}  # by name: their modules take a second to import
+
+_OUT_OF_MEMORY = re.compile("RESOURCE_EXHAUSTED|[Oo]ut of memory|YNNPACK operation failed|std::bad_alloc")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -35,7 +42,9 @@ def main(argv: list[str] | None = None) -> None:
         description=_DESCRIPTION,
         args=argv or ["--help"],
     )
+    warnings.showwarning = lambda message, *_, **__: print(f"jaxdiff: warning: {message}", file=sys.stderr)
     try:
+        command = dataclasses.replace(command, **_checked(command))
         if isinstance(command, Train):
             code = command.run(overrides)
         elif overrides:
@@ -51,6 +60,19 @@ def main(argv: list[str] | None = None) -> None:
     raise SystemExit(code)
 
 
+def _checked(command: Any) -> dict[str, Any]:
+    """The paths among the options of a command, with ~ and variables replaced; its numbers are in their ranges."""
+    expand = lambda path: Path(os.path.expandvars(path)).expanduser()  # noqa: E731
+    ranges.check_fields(command, lambda name: f"--{name.replace('_', '-')}")
+    paths = {}
+    for name, value in vars(command).items():
+        if isinstance(value, Path):
+            paths[name] = expand(value)
+        elif isinstance(value, tuple) and value and isinstance(value[0], Path):
+            paths[name] = tuple(map(expand, value))
+    return paths
+
+
 def _explain(error: Exception) -> int:
     """Print an expected error as one sentence and return its exit code; anything else names itself."""
     message = " ".join(str(error).split())
@@ -58,6 +80,8 @@ def _explain(error: Exception) -> int:
         code = 1
     elif isinstance(error, ValueError):
         code = 2
+    elif isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(message):
+        code, message = 1, "out of memory; make less at once: a smaller train.batch, data.seconds or --seconds"
     elif isinstance(error, OSError):
         code, message = 1, f"{error.filename or 'file system'}: {error.strerror or error}"
     else:

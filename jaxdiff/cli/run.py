@@ -1,22 +1,25 @@
 """The commands that make sound with a trained model, one for each task."""
 
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
+from annotated_types import Gt, Interval
 from rich.console import Console
 
-from jaxdiff import __version__
+from jaxdiff import __version__, ranges
+
+from . import files
 
 if TYPE_CHECKING:
     from jaxdiff.inference import Pipeline
 
 _out = Console(highlight=False, soft_wrap=True)
 
-_KNOBS = ("sampler", "steps", "spacing", "guidance", "temperature")
+_ENDS = (".wav", ".png", ".json")
+_KNOBS = ("sampler", "steps", "spacing", "guidance", "temperature", "times")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,19 +28,21 @@ class Sampled:
 
     out: Path
     """folder for the sounds; made when absent"""
-    seed: int = 0
+    seed: ranges.Seed = 0
     """item i of a seed is the same sound however many are made"""
-    steps: int | None = None
+    steps: ranges.Count | None = None
     """sampling steps (the configuration's)"""
     guidance: float | None = None
     """classifier-free guidance scale, 1 is off (the configuration's)"""
-    temperature: float | None = None
+    temperature: ranges.Positive | None = None
     """of an autoregressive model, below 1 the likely becomes more likely (the configuration's)"""
     sampler: str | None = None
     """euler, heun, dpmpp_2m, unipc2 ... (the configuration's)"""
     spacing: str | None = None
     """uniform, quadratic, cosine, karras, logsnr, or searched (see search-times) (the configuration's)"""
-    ema: float | None = None
+    times: tuple[ranges.Share, ...] | None = None
+    """the times themselves instead of steps and spacing: falling from 1 to 0"""
+    ema: Annotated[float, Interval(gt=0, lt=1)] | None = None
     """relative width of the average of the weights, 0.04 to 0.2, for runs with train.posthoc_ema"""
     overwrite: bool = False
     """replace files that are there"""
@@ -47,13 +52,6 @@ class Sampled:
     def knobs(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in _KNOBS}
 
-    def refuse(self, names: Sequence[str]) -> None:
-        """Raise ValueError where results exist and are not to be replaced."""
-        files = [self.out / f"{name}{end}" for name in names for end in (".wav", ".png", ".json")]
-        there = [f for f in [*files, self.out / "sheet.png"] if f.exists()]
-        if there and not self.overwrite:
-            raise ValueError(f"{there[0]}: exists; give another --out, or --overwrite to replace it")
-
 
 @dataclass(frozen=True, kw_only=True)
 class Generate(Sampled):
@@ -61,22 +59,30 @@ class Generate(Sampled):
 
     model: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="MODEL")]
     """work directory of a run, an exported file, or the name of a shipped model"""
-    count: int = 1
+    count: ranges.Count = 1
     """how many"""
-    seconds: float | None = None
+    seconds: Annotated[float, Gt(0)] | None = None
     """length of each (the training crop's); longer sounds are continued window by window"""
-    label: str | None = None
-    """class of all of them (otherwise the classes in turn)"""
+    label: tuple[str, ...] = ()
+    """class of all of them, or classes to take in turn (all)"""
 
     def run(self) -> int:
-        _check_out(self.out)
-        if self.count < 1:
-            raise ValueError(f"--count {self.count}: make at least 1")
+        from jaxdiff.inference.load import classes_of
+        from jaxdiff.inference.outputs import item_name
+
+        files.refuse_file(self.out)
+        classes = classes_of(self.model)
+        unknown = [label for label in self.label if label not in classes]
+        if unknown:
+            known = f"one of {', '.join(classes)}" if classes else "none, this model has no classes"
+            raise ValueError(f"--label {unknown[0]}: is unknown; use {known}")
         pipeline = _load(self.model, self.ema)
-        labels = [pipeline.label(self.label, i) for i in range(self.count)]
-        names = [f"{i:04d}" + (f"-{pipeline.classes[k]}" if k >= 0 else "") for i, k in enumerate(labels)]
-        self.refuse(names)
-        made = pipeline(count=self.count, seconds=self.seconds, labels=self.label, seed=self.seed, **self.knobs())
+        labels = [pipeline.label(self.label or None, i) for i in range(self.count)]
+        names = [item_name(i, pipeline.classes[k] if k >= 0 else None) for i, k in enumerate(labels)]
+        results = [self.out / f"{name}{end}" for name in names for end in _ENDS]
+        files.refuse_existing([*results, self.out / "sheet.png"], self.overwrite)
+        options: dict[str, Any] = dict(labels=self.label or None, seed=self.seed, **self.knobs())
+        made = pipeline(count=self.count, seconds=self.seconds, **options)
         made.save(self.out, names, jaxdiff=__version__, model=str(self.model))
         seconds = made.waves[0].shape[-1] / pipeline.sample_rate
         _out.print(f"{self.count} sounds of {seconds:g} s in {self.out}", markup=False)
@@ -88,33 +94,20 @@ class Vocode(Sampled):
     """Sound from its mel spectrogram, of sound files of any length, rate and number of channels."""
 
     files: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="FILES")]
-    """sound files, or folders of them"""
+    """sound files, or folders of them, whose sub-folders are kept"""
     model: Path
     """work directory of a run, an exported file, or the name of a shipped model"""
 
     def run(self) -> int:
-        _check_out(self.out)
-        if not self.files:
-            raise ValueError("no FILES: give sound files or folders of them")
-        from jaxdiff.data import sound_files
-
-        files = sound_files(self.files)
-        names = [f.stem for f in files]
-        twice = {n for n in names if names.count(n) > 1}
-        if twice:
-            raise ValueError(f"{min(twice)}: the name of several files; work on them in different folders")
-        self.refuse(names)
+        jobs = files.jobs(self.files, self.out, _ENDS, self.overwrite)
         pipeline = _load(self.model, self.ema)
-        for number, (file, name) in enumerate(zip(files, names, strict=True), 1):  # each is kept as soon as it is made
+
+        def do(file: Path, target: Path) -> str:
             made = pipeline(file, seed=self.seed, **self.knobs())
-            made.save(self.out, [name], sheet=False, jaxdiff=__version__, model=str(self.model))
-            _out.print(f"{number}/{len(files)}  {self.out / name}.wav", markup=False)
-        return 0
+            made.save(target.parent, [target.name], sheet=False, jaxdiff=__version__, model=str(self.model))
+            return f"{files.beside(target, '.wav')}"
 
-
-def _check_out(out: Path) -> None:
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"--out {out}: is a file; give a folder")
+        return files.work(jobs, do)
 
 
 def _load(model: Path, ema: float | None) -> "Pipeline":

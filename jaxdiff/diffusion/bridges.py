@@ -30,6 +30,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from jaxdiff import ranges
+
 from .denoisers import Denoiser
 from .objectives import Loss, SampleTimes, uniform_times
 from .predictions import spread
@@ -70,8 +72,8 @@ class VEBridge(Bridge):
     [0.0, 1.0, 0.0]
     """
 
-    k: float = 2.6
-    c: float = 0.4
+    k: ranges.Positive = 2.6
+    c: ranges.Positive = 0.4
 
     def marginal(self, t: Float[Array, "*time"]) -> Weights:
         growth = 2 * math.log(self.k)
@@ -87,9 +89,9 @@ class VPBridge(Bridge):
     [1.0, 0.0, 0.0]
     """
 
-    beta_min: float = 0.01
-    beta_max: float = 20.0
-    c: float = 0.3
+    beta_min: ranges.Positive = 0.01
+    beta_max: ranges.Positive = 20.0
+    c: ranges.Positive = 0.3
 
     def marginal(self, t: Float[Array, "*time"]) -> Weights:
         growth = (self.beta_min + self.beta_max) / 2  # the integral of beta
@@ -111,7 +113,7 @@ class FlowBridge(Bridge):
     0.625
     """
 
-    noise_std: float = 0.0
+    noise_std: ranges.Weight = 0.0
 
     def marginal(self, t: Float[Array, "*time"]) -> Weights:
         return 1 - t, t, self.noise_std * t

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from .denoisers import Denoiser
-from .operators import Operator, conjugate_gradients
+from .operators import Operator, minimal_residual
 from .predictions import levels_at
 from .samplers import Sampler, ancestral
 from .samplers.stepping import Keys, draw, fold_in
@@ -99,8 +99,9 @@ def moment_matching_guidance(
 
         x0_hat + V A'(A V A' + noise_std^2)^-1 (y - A x0_hat)
 
-    by conjugate gradients, each of the `iterations` a gradient of the denoiser. It knows how parts of a sound depend on
-    each other. A non-linear A is linearised at x0_hat. `data_std` is used only where alpha is 0.
+    by `minimal_residual`, each of the `iterations` a gradient of the denoiser: a network's Jacobian is not symmetric,
+    and conjugate gradients would leave the rails. What remains of y - A x0_hat falls with every iteration. It knows how
+    parts of a sound depend on each other. A non-linear A is linearised at x0_hat; `data_std` counts where alpha is 0.
     """
 
     def denoise(x_t: Array, t: Array) -> Array:
@@ -114,7 +115,7 @@ def moment_matching_guidance(
             return jnp.where(alpha > 0, sigma**2 / jnp.where(alpha > 0, alpha, 1) * pullback(v)[0], data_std**2 * v)
 
         matrix = lambda v: push(covariance(v)) + noise_std**2 * v  # noqa: E731
-        return x0_hat + covariance(conjugate_gradients(matrix, y - measured, iterations))
+        return x0_hat + covariance(minimal_residual(matrix, y - measured, iterations))
 
     return denoise
 

@@ -62,6 +62,35 @@ def conjugate_gradients(matrix: Callable[[Array], Array], b: Array, iterations: 
     return jax.lax.scan(step, start, length=iterations)[0][0]
 
 
+def minimal_residual(matrix: Callable[[Array], Array], b: Array, iterations: int) -> Array:
+    """The v of each item with the least |matrix(v) - b| among b, matrix(b) ... `iterations` of them (GCR, Eisenstat et
+    al. 1983, algorithm 2.1): any linear `matrix`, and a further iteration never makes the residual larger.
+
+    Keeps two arrays like `b` for each iteration. An item stops once it is solved to rounding.
+    """
+    axes, eps = tuple(range(1, b.ndim)), 100 * jnp.finfo(b.dtype).eps
+    norm = lambda v: jnp.sqrt(jnp.sum(jnp.abs(v) ** 2, axis=axes, keepdims=True))  # noqa: E731
+    dot = jax.vmap(lambda u, v: jnp.sum(jnp.conj(u) * v, axis=axes, keepdims=True), (0, None))
+
+    def step(state, i):
+        v, residual, directions, images = state
+        direction, image = residual, matrix(residual)
+        least = eps * norm(image)
+        for _ in range(2):  # the second time for what rounding left
+            share = dot(images, image)
+            direction, image = direction - (share * directions).sum(0), image - (share * images).sum(0)
+        size = norm(image)
+        go = (size > least) & (norm(residual) > eps * norm(b))
+        scale = jnp.where(go, 1 / jnp.where(go, size, 1), 0)
+        direction, image = scale * direction, scale * image
+        amount = dot(image[None], residual)[0]
+        state = v + amount * direction, residual - amount * image, directions.at[i].set(direction)
+        return (*state, images.at[i].set(image)), None
+
+    none = jnp.zeros((iterations, *b.shape), b.dtype)
+    return jax.lax.scan(step, (jnp.zeros_like(b), b, none, none), jnp.arange(iterations))[0][0]
+
+
 def linear_operator(apply: Callable[[Array], Array], iterations: int = 50) -> Operator:
     """Any linear `apply` that treats the items of its first axis alone, such as a resampler, a reverb or an STFT.
 

@@ -16,6 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from jaxdiff import ranges
+
 Frames = Float[Array, "batch frames features"]
 PerItem = Float[Array, " batch"]  # of a batch: times, log-SNRs, losses
 
@@ -59,7 +61,7 @@ def _preserving_of_log(log_alpha: Array, shift: float) -> tuple[Array, Array]:
 class Cosine(_Levels):
     """alpha = cos(pi t / 2), sigma = sin(pi t / 2): variance preserving (Nichol & Dhariwal 2021, eq. 17, s = 0)."""
 
-    shift: float = 1.0
+    shift: ranges.Positive = 1.0
 
     def levels(self, t: Array) -> tuple[Array, Array]:
         alpha = jnp.sin(0.5 * np.pi * (1 - t))  # exactly 0 at t = 1, which cos(pi / 2) is not in float32
@@ -76,8 +78,8 @@ class Sigmoid(_Levels):
 
     start: float = -3.0
     end: float = 3.0
-    tau: float = 1.0
-    shift: float = 1.0
+    tau: ranges.Positive = 1.0
+    shift: ranges.Positive = 1.0
 
     def levels(self, t: Array) -> tuple[Array, Array]:
         half, length = 0.5 / self.tau, 0.5 * (self.end - self.start) / self.tau
@@ -101,11 +103,11 @@ class LinearBeta(_Levels):
     0.1322
     """
 
-    steps: int = 50
-    beta_min: float = 1e-4
-    beta_max: float = 0.05
+    steps: ranges.Count = 50
+    beta_min: ranges.Positive = 1e-4
+    beta_max: ranges.Positive = 0.05
     scaled: bool = False
-    shift: float = 1.0
+    shift: ranges.Positive = 1.0
 
     def levels(self, t: Array) -> tuple[Array, Array]:
         t = jnp.asarray(t)
@@ -131,9 +133,9 @@ class VP(_Levels):
     beta(t) rises evenly: log alpha = -t^2 (beta_max - beta_min) / 4 - t beta_min / 2.
     """
 
-    beta_min: float = 0.1
-    beta_max: float = 20.0
-    shift: float = 1.0
+    beta_min: ranges.Positive = 0.1
+    beta_max: ranges.Positive = 20.0
+    shift: ranges.Positive = 1.0
 
     def levels(self, t: Array) -> tuple[Array, Array]:
         log_alpha = -t * (0.25 * (self.beta_max - self.beta_min) * t + 0.5 * self.beta_min)
@@ -147,9 +149,9 @@ class VE(_Levels):
     Its exact kernel from t = 0 (their appendix C): sigma^2 = sigma_min^2 ((sigma_max / sigma_min)^(2 t) - 1).
     """
 
-    sigma_min: float = 0.01
-    sigma_max: float = 50.0
-    shift: float = 1.0
+    sigma_min: ranges.Positive = 0.01
+    sigma_max: ranges.Positive = 50.0
+    shift: ranges.Positive = 1.0
 
     def levels(self, t: Array) -> tuple[Array, Array]:
         growth = 2 * np.log(self.sigma_max / self.sigma_min).item()
@@ -163,9 +165,9 @@ class EDM(_Levels):
     Uniform times are theirs (eq. 5 with sigma_min = 0), and tell noise levels apart about as well as their c_noise.
     """
 
-    sigma_max: float = 80.0
-    rho: float = 7.0
-    shift: float = 1.0
+    sigma_max: ranges.Positive = 80.0
+    rho: ranges.Positive = 7.0
+    shift: ranges.Positive = 1.0
 
     def levels(self, t: Array) -> tuple[Array, Array]:
         t = jnp.asarray(t)
@@ -176,7 +178,7 @@ class EDM(_Levels):
 class RectifiedFlow(_Levels):
     """alpha = 1 - u, sigma = u, u = shift t / (1 + (shift - 1) t): straight (Liu et al. 2022; Lipman et al. 2022)."""
 
-    shift: float = 1.0
+    shift: ranges.Positive = 1.0
 
     def levels(self, t: Array) -> tuple[Array, Array]:
         scale = 1 + (self.shift - 1) * t

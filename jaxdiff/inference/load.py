@@ -33,13 +33,25 @@ def load(
     last snapshot, for runs with `train.posthoc_ema`. A run that was trained in Python with parts of one's own needs its
     `model` and `method` again. Raises CheckpointError when there is no checkpoint or snapshot.
     """
-    path = Path(name)
+    path = _file(name)
+    return _load_run(Path(name), ema, model, method) if path is None else _load_file(path)
+
+
+def classes_of(name: str | Path) -> tuple[str, ...]:
+    """The classes of a model, without its weights; raises as `load` does."""
+    path = _file(name)
+    if path is not None:
+        return tuple(_header(path)["classes"])
+    directory = Path(name) / "checkpoints"
+    return tuple(checkpoints.read_meta(directory, checkpoints.latest(directory)[0])["classes"])
+
+
+def _file(name: str | Path) -> Path | None:
+    """The file of an exported or shipped model; None: `name` is a run's folder."""
+    path, shipped = Path(name), SHIPPED / str(name) / "weights.safetensors"
     if path.suffix == ".safetensors" or path.is_file():
-        return _load_file(path)
-    shipped = SHIPPED / str(name) / "weights.safetensors"
-    if not path.exists() and Path(name).name == str(name) and shipped.is_file():
-        return _load_file(shipped)
-    return _load_run(path, ema, model, method)
+        return path
+    return shipped if not path.exists() and Path(name).name == str(name) and shipped.is_file() else None
 
 
 def shapes(model: Model) -> dict[str, Any]:
@@ -117,17 +129,24 @@ def export(pipeline: Pipeline, path: str | Path, *, half: bool = False) -> Path:
     return path
 
 
-def _load_file(path: Path) -> Pipeline:
+def _header(path: Path, tensors: dict[str, np.ndarray] | None = None) -> dict[str, Any]:
+    """What an exported file says of its model; its tensors are put into `tensors`."""
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file of weights")
     try:
         with safe_open(path, framework="numpy") as file:
-            about = json.loads((file.metadata() or {})[_KEY])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            if tensors is not None:
+                tensors |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return json.loads((file.metadata() or {})[_KEY])
     except (SafetensorError, KeyError, ValueError) as error:
         raise CheckpointError(f"{path}: is not a model that jaxdiff export wrote ({error})") from None
+
+
+def _load_file(path: Path) -> Pipeline:
+    tensors: dict[str, np.ndarray] = {}
+    about = _header(path, tensors)
     config, classes = from_dict({"format": 1, **about["config"]}), tuple(about["classes"])
     like = shapes(configuration.model(config, classes, None))
 

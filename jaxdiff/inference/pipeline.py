@@ -131,14 +131,14 @@ class Pipeline:
             if name not in self.method.knobs:
                 has = f"it has {', '.join(sorted(self.method.knobs))}" if self.method.knobs else "it has none"
                 raise ConfigError(f"{name}: method {type(self.method).__name__} has no such option; {has}")
-        sampling = dataclasses.replace(self.sampling, **own)
+        try:
+            sampling = dataclasses.replace(self.sampling, **own)
+            if "sampler" in self.method.knobs:
+                self.method.sampler(sampling)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
         if "steps" not in self.method.knobs or self.method.schedule is None:
             return sampling, ()
-        if "sampler" in self.method.knobs:
-            try:
-                self.method.sampler(sampling)
-            except ValueError as error:
-                raise ConfigError(str(error)) from None
         if sampling.spacing not in get_args(SpacingName):
             known = ", ".join(get_args(SpacingName))
             raise ConfigError(f"spacing {sampling.spacing!r} is unknown; use one of {known}")
@@ -147,8 +147,6 @@ class Pipeline:
             if times.ndim != 1 or len(times) < 2 or times[0] != 1 or times[-1] != 0 or not (np.diff(times) < 0).all():
                 raise ConfigError("times: expected at least two numbers that fall from 1 to 0")
             return dataclasses.replace(sampling, steps=len(times) - 1, spacing="own"), tuple(times.tolist())
-        if sampling.steps < 1:
-            raise ConfigError(f"steps {sampling.steps}: must be at least 1")
         if sampling.spacing == "searched":
             if callable(sampling.sampler) or not self.method.samplers:
                 raise ConfigError("spacing searched: is for the named samplers of a method; use another, or times=...")
@@ -201,7 +199,7 @@ class Pipeline:
         long = self.method.windows and wanted > crop
         window = crop if long else -(-wanted // hop) * hop
         overlap = self._overlap(window, window / 2) if long else 0
-        batch_size = min(MAX_BATCH, 1 << (count - 1).bit_length())
+        batch_size = min(MAX_BATCH, max(2, 1 << (count - 1).bit_length()))  # a batch of one rounds otherwise
         made = []
         for group in chunks.groups(list(range(count)), batch_size):
             index = np.array(group + group[-1:] * (batch_size - len(group)))  # the last group is filled up with copies

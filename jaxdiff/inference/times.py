@@ -50,8 +50,9 @@ def search(
     if name not in SAMPLERS or not SAMPLERS[name].deterministic:
         known = ", ".join(k for k, v in SAMPLERS.items() if v.deterministic)
         raise ConfigError(f"sampler {name!r}: times can be searched for deterministic samplers only: {known}")
-    if steps < 2 or count < 1 or iterations < 1:
-        raise ConfigError(f"steps {steps} must be at least 2, count {count} and iterations {iterations} at least 1")
+    for option, value, least in (("steps", steps, 2), ("count", count, 1), ("iterations", iterations, 1)):
+        if value < least:
+            raise ConfigError(f"{option}: expected at least {least}, got {value}")
     if model.task.needs_sound and (waves is None or len(waves) < 2 * count):
         raise ConfigError(f"this model works on sounds: give {2 * count} to search and judge on (--sounds FOLDER)")
     schedule = method.schedule

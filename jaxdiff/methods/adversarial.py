@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Key, PRNGKeyArray
 
-from jaxdiff import diffusion, features
+from jaxdiff import diffusion, features, ranges
 from jaxdiff.diffusion import RectifiedFlow, Schedule
 from jaxdiff.features import stft
 from jaxdiff.networks import Discriminators, Network, Params, from_nnx
@@ -52,21 +52,27 @@ class Adversarial(Method):
     takes_start: ClassVar[bool] = True
 
     schedule: Schedule = RectifiedFlow()
-    steps: int = 1  # above 1 the generator is a diffusion model's whole sampler: for fine-tuning, see train.init
+    steps: ranges.Count = (
+        1  # above 1: a diffusion model's whole sampler, for fine-tuning (train.init)
+    )
     prediction: Literal["x0", "flow"] = "x0"  # flow: what takes the start to the sound, at first nothing
     jumps: bool = False  # the steps are those of method shortcut
     game: Game = "least_squares"
-    begin: float = 0.5  # the share of the steps before, in which it learns by the distance to the real sound alone
-    ramp: float = 0.02  # the share in which the discriminators' part then grows to its weight
-    segment: float | None = None  # seconds of each sound that the discriminators see, at a random place; none: all
-    learning_rate: float = 2e-4  # of the discriminators
-    period_width: int = 32
-    spectral_width: int = 32
-    adversarial_weight: float = 1.0
-    feature_weight: float = 2.0
-    x0_weight: float = 0.0  # of the mean difference of features; the next two are distances of the sounds
-    stft_weight: float = 5.0
-    mel_weight: float = 15.0
+    begin: ranges.Share = (
+        0.5  # the share of the steps before, with the distance to the real sound alone
+    )
+    ramp: ranges.Share = 0.02  # the share in which the discriminators' part then grows to its weight
+    segment: ranges.Positive | None = (
+        None  # seconds of each sound that the discriminators see; none: all
+    )
+    learning_rate: ranges.Positive = 2e-4  # of the discriminators
+    period_width: ranges.Count = 32
+    spectral_width: ranges.Count = 32
+    adversarial_weight: ranges.Weight = 1.0
+    feature_weight: ranges.Weight = 2.0
+    x0_weight: ranges.Weight = 0.0  # of the mean difference of features; the next two are distances of the sounds
+    stft_weight: ranges.Weight = 5.0
+    mel_weight: ranges.Weight = 15.0
 
     def network_options(self) -> dict[str, Any]:
         return {"second_time": self.jumps, "zero_output": self.prediction == "flow"}

@@ -8,13 +8,15 @@ any batch and whether the network remembers or looks again.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from annotated_types import Interval
 from jaxtyping import Array, Float, Key
 
+from jaxdiff import ranges
 from jaxdiff.features import Patches, Representation
 from jaxdiff.networks import Params
 from jaxdiff.tasks import Example, Given
@@ -27,14 +29,14 @@ _MARGIN = 1e-6
 
 @dataclass(frozen=True)
 class Autoregression(method.Method):
-    """method.Sample by sample; needs network causal_wavenet, representation patches of size 1 and no normalisation."""
+    """Sample by sample; needs network causal_wavenet, representation patches of size 1 and no normalisation."""
 
     knobs: ClassVar[frozenset[str]] = frozenset({"temperature"})
     windows: ClassVar[bool] = False
 
     output: Literal["mu_law", "logistics", "gaussian"] = "mu_law"
-    levels: int = 256  # of mu_law
-    mixtures: int = 10  # of logistics
+    levels: Annotated[int, Interval(ge=2, le=2**16)] = 256  # of mu_law
+    mixtures: ranges.Count = 10  # of logistics
 
     def distribution(self) -> Output:
         """What the network's outputs mean."""

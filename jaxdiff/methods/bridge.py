@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 
 from jaxtyping import Array
 
-from jaxdiff import diffusion
+from jaxdiff import diffusion, ranges
 from jaxdiff.diffusion import Bridge as Path
 from jaxdiff.diffusion import NamedSampler, VEBridge
 from jaxdiff.networks import Params
@@ -26,9 +26,9 @@ class Bridge(method.Method):
     schedule: Path = VEBridge()
     times: Literal["uniform", "logit_normal", "lognormal"] = "uniform"
     times_mean: float = 0.0
-    times_std: float = 1.0
+    times_std: ranges.Positive = 1.0
     auxiliary: method.AuxiliaryName = "none"  # loss of the decoded sound, times auxiliary_weight
-    auxiliary_weight: float = 1.0
+    auxiliary_weight: ranges.Weight = 1.0
 
     def network_options(self) -> dict[str, Any]:
         return {"self_conditioning": True}
@@ -36,6 +36,8 @@ class Bridge(method.Method):
     def check(self, model: method.Model) -> None:
         super().check(model)
         method.check_auxiliary(model, self.auxiliary)
+        if not model.task.gives_start:
+            raise ValueError("method bridge needs a task that gives a start (paired sounds); use method diffusion")
 
     def make_step(self, model: method.Model, optimizer: method.Optimizer, steps: int) -> method.Update:
         sample_t = method.training_times(self.times, self.schedule, self.times_mean, self.times_std)

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 import jax
 from jaxtyping import Array, PRNGKeyArray
 
-from jaxdiff import diffusion
+from jaxdiff import diffusion, ranges
 from jaxdiff.diffusion import Denoiser, NamedSampler, Prediction, RectifiedFlow, Schedule
 from jaxdiff.networks import Condition, Params
 from jaxdiff.tasks import Example, Given
@@ -24,13 +24,15 @@ class Diffusion(method.Method):
 
     schedule: Schedule = RectifiedFlow()
     prediction: Prediction = "x0"
-    sigma_data: float = 1.0  # deviation of the features, which normalisation makes 1: for prediction and weight edm
+    sigma_data: ranges.Positive = (
+        1.0  # deviation of the features (normalised: 1), for prediction and weight edm
+    )
     times: Literal["uniform", "logit_normal", "lognormal", "importance"] = "logit_normal"
     times_mean: float = 0.0
-    times_std: float = 1.0
+    times_std: ranges.Positive = 1.0
     weight: method.WeightName = "velocity"  # of the squared error of x0; constant: of the prediction's own
     auxiliary: method.AuxiliaryName = "none"  # loss of the decoded sound, times auxiliary_weight
-    auxiliary_weight: float = 1.0
+    auxiliary_weight: ranges.Weight = 1.0
     self_conditioning: bool = False  # the network sees its own first estimate, at twice the sampling cost
 
     def network_options(self) -> dict[str, Any]:

@@ -5,15 +5,17 @@ A `Method` is a frozen dataclass whose fields are its configuration. `make_step`
 """
 
 import abc
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import jax
 import optax
+from annotated_types import Interval
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
-from jaxdiff import diffusion, features
+from jaxdiff import diffusion, features, ranges
 from jaxdiff.diffusion import Denoiser, NamedSampler, Schedule, Weight
 from jaxdiff.diffusion.objectives import SampleTimes
 from jaxdiff.features import Representation
@@ -44,13 +46,19 @@ class Sampling:
     """How sounds are made when nobody says otherwise; each method uses the fields that its `knobs` name."""
 
     sampler: SamplerName | None = None  # none: the method's first
-    steps: int = 16
+    steps: ranges.Count = 16
     spacing: SpacingName = "uniform"  # of the times; searched: those that jaxdiff search-times found
     guidance: float = 1.0
-    guidance_low: float = 0.0  # guide only where sigma / alpha is above this ...
-    guidance_high: float = float("inf")  # ... and at most this
-    guidance_rescale: float = 0.0  # 1: the guided estimate keeps the deviation of the conditional one
-    temperature: float = 1.0  # of autoregression; below 1 the likely becomes more likely
+    guidance_low: ranges.Weight = 0.0  # guide only where sigma / alpha is above this ...
+    guidance_high: Annotated[float, Interval(gt=0, le=math.inf)] = math.inf  # ... and at most this
+    guidance_rescale: ranges.Share = 0.0  # 1: the guided estimate keeps the deviation of the conditional one
+    temperature: ranges.Positive = 1.0  # of autoregression; below 1 the likely becomes more likely
+
+    def __post_init__(self) -> None:
+        ranges.check_fields(self)
+        if not self.guidance_low < self.guidance_high:
+            low, high = self.guidance_low, self.guidance_high
+            raise ValueError(f"guidance_low {low} must be below guidance_high {high}, or nothing is guided")
 
 
 Optimizer = optax.GradientTransformation
@@ -199,6 +207,6 @@ def guided(
     guide = diffusion.classifier_free_guidance(
         conditional, unconditional(), sampling.guidance, rescale=sampling.guidance_rescale
     )
-    if sampling.guidance_low == 0 and sampling.guidance_high == float("inf"):
+    if sampling.guidance_low == 0 and sampling.guidance_high == math.inf:
         return guide
     return diffusion.guidance_interval(guide, conditional, schedule, sampling.guidance_low, sampling.guidance_high)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from jaxdiff import ranges
 from jaxdiff.networks import Condition, Params
 from jaxdiff.tasks import Example, Given
 
@@ -16,7 +17,7 @@ class Regression(method.Method):
     """The network is shown what is given and nothing of x0."""
 
     auxiliary: method.AuxiliaryName = "none"  # loss of the decoded sound, times auxiliary_weight
-    auxiliary_weight: float = 1.0
+    auxiliary_weight: ranges.Weight = 1.0
 
     def check(self, model: method.Model) -> None:
         super().check(model)

@@ -1,13 +1,14 @@
 """Shortcut models: jumps of any length along the flow, so that 1, 2, 4 ... steps make a sound (Frans et al. 2024)."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
+from annotated_types import Interval
 from jaxtyping import Array
 
-from jaxdiff import diffusion
+from jaxdiff import diffusion, ranges
 from jaxdiff.diffusion import RectifiedFlow, Schedule
 from jaxdiff.networks import Params
 from jaxdiff.tasks import Example, Given
@@ -24,11 +25,11 @@ class Shortcut(method.Method):
     schedule: Schedule = RectifiedFlow()
     times: Literal["uniform", "logit_normal"] = "uniform"
     times_mean: float = 0.0
-    times_std: float = 1.0
+    times_std: ranges.Positive = 1.0
     weight: Literal["velocity", "constant"] = "velocity"
-    begin: float = 0.5  # the share of the steps before, in which it is an ordinary diffusion model
-    every: int = 4  # from then on every n-th item of a batch is a jump
-    levels: int = 6  # jumps of 1, 1/2, 1/4 ... of the time
+    begin: ranges.Share = 0.5  # the share of the steps before, in which it is an ordinary diffusion model
+    every: ranges.Count = 4  # from then on every n-th item of a batch is a jump
+    levels: Annotated[int, Interval(ge=1, le=16)] = 6  # jumps of 1, 1/2, 1/4 ... of the time
 
     def network_options(self) -> dict[str, Any]:
         return {"second_time": True}

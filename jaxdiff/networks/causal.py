@@ -18,6 +18,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Num
 
+from jaxdiff import ranges
+
 from .layers import ComputeDtype, Condition, LabelEmbedding, product, scan_layers, stack
 from .wavenet import Projection
 
@@ -46,14 +48,14 @@ class CausalWaveNet(nnx.Module):
         outputs: int,
         *,
         input_classes: int = 0,
-        channels: int = 64,
-        skip_channels: int | None = None,
-        layers: int = 30,
-        dilation_cycle: int = 10,
+        channels: ranges.Count = 64,
+        skip_channels: ranges.Count | None = None,
+        layers: ranges.Count = 30,
+        dilation_cycle: ranges.Count = 10,
         condition_features: int = 0,
         condition_hop: int = 1,
         num_classes: int = 0,
-        label_dropout: float = 0.1,
+        label_dropout: ranges.Share = 0.1,
         compute_dtype: ComputeDtype = "float32",
         remat: bool = False,
         rngs: nnx.Rngs,

@@ -16,6 +16,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array
 
+from jaxdiff import ranges
+
 from . import layers
 
 
@@ -53,14 +55,14 @@ class ConvNeXt(layers.FrameNetwork):
         self,
         features: int,
         *,
-        width: int = 256,
-        depth: int = 8,
-        kernel: int = 7,
-        expansion: int = 3,
-        dilation_cycle: int = 1,
+        width: ranges.Count = 256,
+        depth: ranges.Count = 8,
+        kernel: ranges.Count = 7,
+        expansion: ranges.Count = 3,
+        dilation_cycle: ranges.Count = 1,
         condition_features: int = 0,
         num_classes: int = 0,
-        label_dropout: float = 0.1,
+        label_dropout: ranges.Share = 0.1,
         self_conditioning: bool = False,
         second_time: bool = False,
         zero_output: bool = True,

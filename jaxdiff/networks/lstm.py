@@ -14,6 +14,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
+from jaxdiff import ranges
+
 from .layers import ComputeDtype, Condition, Conditioner, FrameNetwork, apply_layer, linear_options, output_init
 
 
@@ -68,12 +70,12 @@ class LSTM(FrameNetwork):
         self,
         features: int,
         *,
-        width: int = 256,
-        depth: int = 2,
+        width: ranges.Count = 256,
+        depth: ranges.Count = 2,
         bidirectional: bool = False,
         condition_features: int = 0,
         num_classes: int = 0,
-        label_dropout: float = 0.1,
+        label_dropout: ranges.Share = 0.1,
         self_conditioning: bool = False,
         second_time: bool = False,
         zero_output: bool = True,

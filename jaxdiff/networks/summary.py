@@ -31,7 +31,7 @@ class Summary(NamedTuple):
     receptive_field: float | None
     flops: float
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         wide, kinds = max(len(row.name) for row in self.rows), max(len(row.kind) for row in self.rows)
         rows = [*self.rows, Row("all", "", self.parameters)]
         field = "the whole input" if self.receptive_field is None else f"{self.receptive_field:,.1f} ms"

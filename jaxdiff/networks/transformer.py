@@ -18,6 +18,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array
 
+from jaxdiff import ranges
+
 from . import layers
 from .attention import cross_attention, self_attention
 
@@ -113,17 +115,17 @@ class Transformer(layers.FrameNetwork):
         self,
         features: int,
         *,
-        width: int = 256,
-        depth: int = 8,
-        heads: int = 4,
-        mlp_ratio: int = 4,
-        dropout: float = 0.0,
+        width: ranges.Count = 256,
+        depth: ranges.Count = 8,
+        heads: ranges.Count = 4,
+        mlp_ratio: ranges.Count = 4,
+        dropout: ranges.Decay = 0.0,
         window: int | None = None,
-        dilation_cycle: int = 0,
+        dilation_cycle: ranges.Index = 0,
         condition_features: int = 0,
         token_features: int = 0,
         num_classes: int = 0,
-        label_dropout: float = 0.1,
+        label_dropout: ranges.Share = 0.1,
         absolute_positions: bool = False,
         self_conditioning: bool = False,
         second_time: bool = False,

@@ -17,6 +17,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
+from jaxdiff import ranges
+
 from . import layers
 from .attention import self_attention
 
@@ -78,14 +80,14 @@ class UNet(layers.FrameNetwork):
         self,
         features: int,
         *,
-        width: int = 128,
-        levels: int = 3,
-        blocks: int = 2,
-        attention_levels: int = 1,
-        heads: int = 4,
+        width: ranges.Count = 128,
+        levels: ranges.Count = 3,
+        blocks: ranges.Count = 2,
+        attention_levels: ranges.Index = 1,
+        heads: ranges.Count = 4,
         condition_features: int = 0,
         num_classes: int = 0,
-        label_dropout: float = 0.1,
+        label_dropout: ranges.Share = 0.1,
         self_conditioning: bool = False,
         second_time: bool = False,
         zero_output: bool = True,

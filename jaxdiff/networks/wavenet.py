@@ -17,6 +17,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from jaxdiff import ranges
+
 from . import layers as parts
 from .dilated_stack import dilated_stack
 from .layers import ComputeDtype, Condition, Frames, PerItem
@@ -151,15 +153,15 @@ class WaveNet(nnx.Module):
         self,
         features: int,
         *,
-        channels: int = 64,
-        layers: int = 30,
-        dilation_cycle: int = 10,
-        embedding: int = 512,
-        diffusion_steps: int = 50,
+        channels: ranges.Count = 64,
+        layers: ranges.Count = 30,
+        dilation_cycle: ranges.Count = 10,
+        embedding: ranges.Count = 512,
+        diffusion_steps: ranges.Count = 50,
         condition_features: int = 0,
         condition_hop: int = 1,
         num_classes: int = 0,
-        label_dropout: float = 0.1,
+        label_dropout: ranges.Share = 0.1,
         authors_form: bool = False,
         self_conditioning: bool = False,
         zero_output: bool = True,

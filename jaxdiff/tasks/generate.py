@@ -9,7 +9,7 @@ from jaxtyping import Array, PRNGKeyArray
 from jaxdiff.features import Representation
 from jaxdiff.networks import Condition
 
-from .task import Batch, Example, Given, NoRequest, Task
+from .task import Batch, Example, Given, Level, NoRequest, Task
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Generate(Task):
     """
 
     classes: tuple[str, ...] = ()
-    peak_db: float | None = None
+    peak_db: Level = None
     flip_polarity: bool = False
 
     def example(self, representation: Representation, batch: Batch, key: PRNGKeyArray) -> Example:

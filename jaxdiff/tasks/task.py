@@ -8,10 +8,11 @@ import abc
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from annotated_types import Interval
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxdiff.diffusion import Schedule
@@ -19,6 +20,7 @@ from jaxdiff.features import Representation
 from jaxdiff.networks import Condition
 
 Estimate = Callable[..., Array]  # (x_t, t) -> x0_hat, or of a flow map (x_t, t, r)
+Level = Annotated[float, Interval(ge=-100, le=20)] | None  # dB of full scale
 Batch = Mapping[str, Any]  # "wave" [batch, samples], "label" [batch] (-1: no class), and a task's `inputs`
 
 
@@ -70,7 +72,7 @@ class Task(abc.ABC):
     Request: ClassVar[type] = NoRequest  # a frozen dataclass: a user's options
     gives_start: bool = False  # whether `Given.start` says where sampling begins
     classes: tuple[str, ...] = ()
-    peak_db: float | None = None
+    peak_db: Level = None
 
     def with_classes(self, classes: tuple[str, ...]) -> "Task":
         """The task for a corpus of these classes; itself where it has no use for them."""

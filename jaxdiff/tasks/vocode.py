@@ -1,12 +1,14 @@
 """Vocoding: sound from its mel spectrogram (DiffWave, Kong et al. 2021, section 3.2)."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import jax.numpy as jnp
 import numpy as np
+from annotated_types import Interval
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from jaxdiff import ranges
 from jaxdiff.features import (
     CompressedStft,
     Magnitude,
@@ -19,7 +21,7 @@ from jaxdiff.features import (
 )
 from jaxdiff.networks import Condition
 
-from .task import Batch, Example, Given, Needs, NoRequest, Task
+from .task import Batch, Example, Given, Level, Needs, NoRequest, Task
 
 _RANGE_DB = 100.0  # of the condition's magnitudes, the largest being 20 dB above 1
 
@@ -37,13 +39,13 @@ class Vocode(Task):
 
     needs_sound: ClassVar[bool] = True
 
-    n_fft: int = 1024
-    hop_length: int = 256
-    n_mels: int = 80
-    fmax: float | None = None
+    n_fft: Annotated[int, Interval(ge=2, le=2**16)] = 1024
+    hop_length: ranges.Count = 256
+    n_mels: ranges.Count = 80
+    fmax: ranges.Positive | None = None
     envelope: bool = False
     guess: bool = False
-    peak_db: float | None = None
+    peak_db: Level = None
 
     def check(self, representation: Representation) -> None:
         name = type(representation).__name__

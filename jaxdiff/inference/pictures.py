@@ -1,0 +1,123 @@
+"""Pictures with axes in Hz and seconds, drawn by librosa.display: spectrograms of sounds, and features over time."""
+
+import functools
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxdiff.data.files import atomic
+from jaxdiff.features import melspectrogram, power_to_db
+
+DEPTH_DB = 80  # from the loudest to black
+_FONT = "DejaVu Sans"  # which matplotlib brings
+
+
+def draw(path: Path, make: Callable[[], Any]) -> None:
+    """Save the figure that `make` gives as PNG; one that cannot be drawn costs a warning, and nothing else."""
+    try:
+        with atomic(Path(path)) as temporary:
+            make().savefig(temporary, format="png")
+    except OSError:
+        raise
+    except Exception as error:
+        warnings.warn(f"{path}: no picture was drawn ({type(error).__name__}: {error})", stacklevel=2)
+
+
+def spectrograms(waves: Sequence[np.ndarray], titles: Sequence[str], sample_rates: Sequence[float]) -> Any:
+    """A figure with a log-mel spectrogram per wave, at most eight in a row, all on one scale of decibels."""
+    import librosa.display
+    from matplotlib.figure import Figure  # no pyplot: no global state, no display
+
+    columns = min(8, len(waves))
+    rows = -(-len(waves) // columns)
+    size = (6.4, 3.2) if len(waves) == 1 else (2.4 * columns, 2.0 * rows)
+    figure = Figure(figsize=size, dpi=100, layout="constrained")
+    axes = np.atleast_1d(figure.subplots(rows, columns)).ravel()
+    mono = [np.atleast_2d(y).mean(0) for y in waves]
+    hops = [2 ** round(np.log2(sr * 0.064)) // 8 for sr in sample_rates]
+    pictures = [_decibels(y, sr, hop) for y, sr, hop in zip(mono, sample_rates, hops, strict=True)]
+    top = max(float(p.max()) for p in pictures)
+    for axis, picture, title, sr, hop in zip(axes, pictures, titles, sample_rates, hops, strict=False):
+        scale = dict(sr=sr, hop_length=hop, x_axis="time", y_axis="mel", fmax=sr / 2)
+        image = librosa.display.specshow(picture, ax=axis, vmin=top - DEPTH_DB, vmax=top, cmap="magma", **scale)
+        _title(axis, title, 8)
+        if len(waves) == 1:
+            axis.set(xlabel="time (s)", ylabel="frequency (Hz)")
+            figure.colorbar(image, ax=axis, format="%+.0f dB")
+        else:
+            axis.tick_params(labelsize=6)
+            axis.set(xlabel="", ylabel="")
+    for axis in axes[len(waves) :]:
+        axis.axis("off")
+    return figure
+
+
+def frames(
+    arrays: Sequence[np.ndarray], names: Sequence[str], scales: Sequence[dict[str, Any]], seconds: float, title: str
+) -> Any:
+    """A figure with features over time under each other: `[rows, frames]` as an image (complex or positive values of a
+    wide range in dB), `[frames]` as a line. `scales` are specshow's options for the rows of each, `y_axis` above all.
+    """
+    import librosa.display
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 1.2 + 2.2 * len(arrays)), dpi=100, layout="constrained")
+    axes = np.atleast_1d(figure.subplots(len(arrays), 1, sharex=True)).ravel()
+    for axis, array, name, scale in zip(axes, arrays, names, scales, strict=True):
+        times = np.linspace(0, seconds, array.shape[-1])
+        if array.ndim == 1:
+            axis.plot(times, array, lw=1)
+            axis.set_xlim(0, max(seconds, 1e-3))
+        else:
+            unit = "%g"
+            if np.iscomplexobj(array) or (array.min() >= 0 and array.max() > 1e3 * np.median(array)):
+                power = np.abs(array) ** (2 if np.iscomplexobj(array) else 1)
+                floor = 10 ** (-DEPTH_DB / 10) * max(power.max(), 1e-20)
+                array, unit = 10 * np.log10(np.maximum(power, floor)), "%+g dB"
+            low, high = np.percentile(array, [1, 99])  # the first cepstral coefficient would hide all others
+            colours: dict[str, Any] = dict(vmin=low, vmax=high, cmap="magma")
+            image = librosa.display.specshow(array, ax=axis, x_coords=times, x_axis="time", **colours, **scale)
+            figure.colorbar(image, ax=axis, format=unit)
+        axis.set(xlabel="", ylabel=name)
+    _title(axes[0], title, 9)
+    axes[-1].set_xlabel("time (s)")
+    return figure
+
+
+def _decibels(y: np.ndarray, sample_rate: float, hop: int) -> np.ndarray:
+    S = melspectrogram(y, sr=sample_rate, n_fft=8 * hop, hop_length=hop, n_mels=96)
+    return np.asarray(power_to_db(S, top_db=None))
+
+
+def _title(axis: Any, text: str, size: int) -> None:
+    legible, families = _legible(text)
+    axis.set_title(legible, fontsize=size, family=list(families), parse_math=False)
+
+
+@functools.lru_cache(maxsize=1024)
+def _legible(text: str) -> tuple[str, tuple[str, ...]]:
+    """A text and the families of this machine's fonts that have its letters; those that none has become escapes."""
+    from matplotlib.font_manager import fontManager
+
+    missing, families = {c for c in text if c.isprintable()}, []
+    for font in sorted(fontManager.ttflist, key=lambda font: font.name != _FONT):
+        if missing and not font.name.startswith("Last Resort"):  # whose letters are all boxes
+            found = {c for c in missing if ord(c) in _letters(font.fname)}
+            families += [font.name] if found and font.name not in families else []
+            missing -= found
+    if missing:
+        warnings.warn(
+            f"no font of this machine has the letters of {ascii(text)}; pictures show their codes", stacklevel=4
+        )
+    escaped = (c.encode("unicode_escape").decode() if c in missing or not c.isprintable() else c for c in text)
+    return "".join(escaped), tuple(families)
+
+
+@functools.cache
+def _letters(path: str) -> frozenset[int]:
+    from matplotlib.font_manager import get_font
+
+    return frozenset(get_font(path).get_charmap())
