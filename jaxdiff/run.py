@@ -4,10 +4,16 @@ WORKDIR/config.yaml      the resolved configuration      WORKDIR/log.jsonl     m
 WORKDIR/checkpoints/N    Orbax, with a manifest           WORKDIR/samples/N     sounds and pictures on the way
 WORKDIR/snapshots/N      averages for post-hoc EMA         WORKDIR/grids         times found for a checkpoint
 WORKDIR/rejected.txt     files of the corpus that cannot be used, and why
+WORKDIR/.lock            held by the process that trains there
 """
 
+import contextlib
+import hashlib
 import itertools
+import re
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +23,9 @@ import numpy as np
 import optax
 
 from jaxdiff import config as configuration
-from jaxdiff.config import FORMAT, Config, ConfigError, to_dict, to_yaml
-from jaxdiff.data import Corpus, batches, write_report
+from jaxdiff import ranges
+from jaxdiff.config import FORMAT, Config, ConfigError, flatten, from_dict, to_dict, to_yaml
+from jaxdiff.data import Corpus, Further, batches, write_report
 from jaxdiff.data.files import atomic
 from jaxdiff.features import Normalization, Normalized, fit_normalization
 from jaxdiff.inference import Output, Pipeline, load
@@ -33,11 +40,13 @@ from jaxdiff.training import (
     loop,
     make_optimizer,
     make_train_step,
+    warmup_cosine,
 )
 from jaxdiff.training import sharding as shardings
 
 SNAPSHOTS = 32  # of the averages over a whole training, for post-hoc EMA
 PREVIEWS = 4  # sounds, at least, of a preview
+LOCK = ".lock"
 
 Batches = Iterable[Mapping[str, Any]] | Callable[[int], Iterable[Mapping[str, Any]]]
 
@@ -64,52 +73,42 @@ def train(
     training that resumes sees the batches that it would have seen. `optimizer` None is AdamW at 1e-3 with cosine decay;
     `params` None are fresh ones of `seed`. With `workdir` the state is saved there every `save_every` steps and at the
     end, and a training that was interrupted goes on from the last save. Each of `callbacks` is called at its interval
-    with the state and the metrics. Raises TrainingError when the loss is not finite.
+    with the state and the metrics. Raises TrainingError when the loss or the weights are not finite, and ConfigError
+    when another process trains in `workdir`.
     """
-    return _train(
-        model,
-        method,
-        batches,
-        make_optimizer(1e-3, steps) if optimizer is None else optimizer,
-        steps=steps,
-        key=jax.random.key(seed),
-        params=params,
-        workdir=None if workdir is None else Path(workdir),
-        events=callbacks,
-        ema_decay=ema_decay,
-        log_every=log_every,
-        save_every=save_every,
-    )[0]
+    settings = configuration.Train(steps, warmup=500, seed=seed, ema_decay=ema_decay)
+    settings = replace(settings, log_every=log_every, save_every=save_every)
+    ranges.check_fields(settings)
+    folder = None if workdir is None else Path(workdir)
+    with _alone(folder):
+        return _train(model, method, batches, settings, optimizer, params, folder, callbacks)[0]
 
 
 def _train(
     model: Model,
     method: Method,
     batches: Batches,
-    optimizer: optax.GradientTransformation,
-    *,
-    steps: int,
-    key: jax.Array,
+    t: configuration.Train,
+    optimizer: optax.GradientTransformation | None,
     params: Params | None,
     workdir: Path | None,
     events: Sequence[Every],
-    ema_decay: float,
-    log_every: int,
-    save_every: int,
-    posthoc_ema: bool = False,
-    meta: dict[str, Any] | None = None,
+    about: Mapping[str, Any] | None = None,
     report: Callable[[str], None] = lambda text: None,
 ) -> tuple[TrainState, int | None]:
     """The last state, and the signal that ended training early (or None)."""
     model.task.check(model.representation)
     method.check(model)
-    mesh = shardings.data_mesh()
+    mesh, key, steps, rate = shardings.data_mesh(), jax.random.key(t.seed), t.steps, None
+    if optimizer is None:
+        rate = jax.jit(warmup_cosine(t.learning_rate, steps, t.warmup))
+        optimizer = make_optimizer(t.learning_rate, steps, warmup=t.warmup, weight_decay=t.weight_decay, b1=t.b1)
 
     def fresh(params: Params | None = params) -> TrainState:
         made = model.network.init(key) if params is None else params
         everything, opt_state, extra = method.init(model, made, optimizer, steps, key)
         weights = method.weights(everything)
-        state = init_state(everything, weights, opt_state, key, extra=extra, posthoc_ema=posthoc_ema)
+        state = init_state(everything, weights, opt_state, key, extra=extra, posthoc_ema=t.posthoc_ema)
         return jax.tree.map(lambda x: jnp.array(x, x.dtype), state)  # own copies; a weak type would be compiled again
 
     normalization = model.representation.normalization if isinstance(model.representation, Normalized) else None
@@ -118,48 +117,82 @@ def _train(
     if directory is None or found is None:
         state = jax.jit(fresh)() if params is None else fresh()
     else:
-        if checkpoints.read_meta(directory, found).get("format") != FORMAT:
-            raise checkpoints.CheckpointError(
-                f"{workdir}: was trained by an older jaxdiff, whose training cannot go on; its sounds can be made, and "
-                f"a new run can begin with its weights: --train.init {workdir}"
-            )
-        like = jax.eval_shape(fresh)
-        state, _ = checkpoints.restore_state(directory, found, like, _shapes_of(normalization))
+        state, _ = checkpoints.restore_state(directory, found, jax.eval_shape(fresh), normalization)
         report(f"resuming from step {found}")
-    where = f"{jax.device_count()} x {jax.devices()[0].platform}"
-    report(f"{count_params(state.average):,} parameters on {where}")
-    if int(state.step) >= steps:
-        report(f"already at step {int(state.step)} of {steps}")
-        return state, None
+    report(f"{count_params(state.average):,} parameters on {jax.device_count()} x {jax.devices()[0].platform}")
+    begin, every = int(state.step), max(1, steps // SNAPSHOTS) if t.posthoc_ema and workdir is not None else 0
 
-    raw = iter(batches(int(state.step)) if callable(batches) else batches)
-    first = next(raw)
-    seconds = first["wave"].shape[-1] / model.representation.sample_rate
-    meta = {"format": FORMAT, "config": None, "classes": list(model.task.classes), "seconds": seconds, **(meta or {})}
+    def snapshot(state: TrainState, _metrics: Any = None) -> None:
+        step = int(state.step)
+        due = every and (step % every == 0 or step == steps)
+        if due and workdir is not None and not (workdir / "snapshots" / str(step)).exists():
+            checkpoints.save_averages(workdir / "snapshots", state)
 
     def save(state: TrainState) -> None:
         if directory is not None:
             checkpoints.save(directory, state, normalization, meta)
 
-    snapshot = Every(0, lambda state, metrics: None)
-    if posthoc_ema and workdir is not None:
-        folder = workdir / "snapshots"
-        snapshot = Every(max(1, steps // SNAPSHOTS), lambda state, metrics: checkpoints.save_averages(folder, state))
+    if begin:
+        snapshot(state)  # training may have ended between the checkpoint of this step and its snapshot
+    if begin >= steps:
+        report(f"already at step {begin} of {steps}")
+        return state, None
+    raw = iter(batches(begin) if callable(batches) else batches)
+    first = next(raw)
+    seconds = first["wave"].shape[-1] / model.representation.sample_rate
+    meta = {"format": FORMAT, "classes": list(model.task.classes), "seconds": seconds, **(about or {"config": None})}
+    if workdir is not None:
+        checkpoints.discard_after(workdir / "checkpoints", begin)
+        checkpoints.discard_after(workdir / "snapshots", begin)
     state, stopped = loop(
-        make_train_step(method.make_step(model, optimizer, steps), method.weights, ema_decay=ema_decay),
+        make_train_step(method.make_step(model, optimizer, steps), method.weights, ema_decay=t.ema_decay),
         shardings.replicate(state, mesh),
         (shardings.split_batch(batch, mesh) for batch in _labeled(itertools.chain([first], raw))),
         save,
         steps=steps,
-        seconds_per_step=seconds * len(first["wave"]) * jax.process_count(),
-        log_path=None if workdir is None else _folder(workdir) / "log.jsonl",
-        log_every=log_every,
-        save_every=save_every if workdir is not None else 0,
-        events=(snapshot, *events),
+        seconds_per_step=seconds * len(first["wave"]),
+        learning_rate=rate,
+        log_path=None if workdir is None else workdir / "log.jsonl",
+        log_every=t.log_every,
+        save_every=t.save_every if workdir is not None else 0,
+        events=(Every(every, snapshot), *events),
     )
-    if snapshot.steps and int(state.step) == steps and steps % snapshot.steps:
-        snapshot.call(state, {})
+    snapshot(state)
     return state, stopped
+
+
+@contextlib.contextmanager
+def _alone(workdir: Path | None) -> Iterator[None]:
+    """Make the folder of a run, in which no other process may train meanwhile: a lock that ends with its process.
+
+    Raises ConfigError where another has it. A folder that was made and not used is removed again.
+    """
+    if jax.process_count() > 1:
+        raise ConfigError(
+            f"training in several processes is not supported yet, this is one of {jax.process_count()}; start a single "
+            f"one, which uses all devices that it sees"
+        )
+    if workdir is None:
+        yield
+        return
+    new = not workdir.exists()
+    workdir.mkdir(parents=True, exist_ok=True)
+    try:
+        with (workdir / LOCK).open("w") as file:
+            try:
+                import fcntl  # which Windows lacks
+
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ConfigError(
+                    f"--workdir {workdir}: another process trains there; wait for its end, or use another --workdir"
+                ) from None
+            except (ImportError, OSError):  # a file system without locks
+                pass
+            yield
+    finally:
+        if new and [p.name for p in workdir.glob("*")] == [LOCK]:
+            shutil.rmtree(workdir)
 
 
 def _labeled(batches: Iterator[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -168,95 +201,146 @@ def _labeled(batches: Iterator[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
         yield {"label": np.full(len(batch["wave"]), -1, np.int32), **batch}
 
 
-def _folder(path: Path) -> Path:
-    path.mkdir(parents=True, exist_ok=True)
-    return path
-
-
-def _shapes_of(normalization: Normalization | None) -> Normalization | None:
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), normalization)
-
-
 def _newest(directory: Path, report: Callable[[str], None]) -> int | None:
-    """The newest usable step in a folder of checkpoints, None where nothing was saved."""
+    """The newest usable step in a folder of checkpoints, None where none was ever saved whole."""
     try:
         step, problems = checkpoints.latest(directory)
     except checkpoints.CheckpointError as nothing:
-        if any(directory.glob("*")):
+        steps = [p for p in directory.glob("*") if p.name.isdigit()]
+        if len(steps) > 1 or any((p / checkpoints.MANIFEST).exists() for p in steps):
             raise checkpoints.CheckpointError(f"{nothing}; move {directory} away to begin again") from None
         return None
     for problem in problems:
         report(f"warning: passed over {problem}")
+    if checkpoints.read_meta(directory, step).get("format") != FORMAT:
+        raise checkpoints.CheckpointError(
+            f"{directory.parent}: was trained by an older jaxdiff, whose training cannot go on; its sounds can be made "
+            f"and a new run can begin with its weights: --train.init {directory.parent}"
+        )
     return step
 
 
 # From a configuration -----------------------------------------------------------------------------------------------
 
+# What may differ from the run that is resumed: these at any time, and those when the user says so.
+_MAY_CHANGE = re.compile(r"train\.(steps|log_every|sample_every|save_every)|sampling\..*|data\.memory_mb")
+_ON_PURPOSE = re.compile(r"train\.(learning_rate|batch|warmup)|data\.(path|labels|drawn|paired)|corpus")
 
-def run(config: Config, workdir: Path, *, report: Callable[[str], None] = print) -> int | None:
+
+def run(
+    config: Config, workdir: Path, *, accept_changes: bool = False, report: Callable[[str], None] = print
+) -> int | None:
     """Train up to `config.train.steps` in `workdir`, from its newest checkpoint if it has one.
 
     Returns the signal that ended training early, or None. Raises AudioError, ConfigError or CheckpointError before any
-    step when something does not fit.
+    step when something does not fit. A run goes on with another learning rate, batch or corpus than it was trained with
+    only where `accept_changes` says that this is meant.
     """
-    t, directory = config.train, workdir / "checkpoints"
+    t, directory, method = config.train, workdir / "checkpoints", config.method
     crop = configuration.crop(config)
-    corpus, further = config.data.open()
-    classes = configuration.model(config, corpus.classes, None).task.classes
-    missing = set(config.task.inputs) - set(further.drawn) - set(further.paired)
-    if missing:
-        name = min(missing)
-        raise ConfigError(f"data.drawn: the task needs {name}; add data.drawn.{name} or data.paired.{name}, a folder")
-    if t.batch % jax.device_count():
-        devices = jax.device_count()
-        raise ConfigError(f"train.batch {t.batch} does not divide over {devices} devices; use a multiple of {devices}")
-    workdir.mkdir(parents=True, exist_ok=True)
-    with atomic(workdir / "config.yaml") as temporary:
-        temporary.write_text(to_yaml(config), encoding="utf-8")
-    _report_corpus(corpus, workdir, report)
+    if "sampler" in method.knobs:
+        try:
+            method.sampler(config.sampling)
+        except ValueError as error:
+            raise ConfigError(f"sampling.{error}") from None
+    begun = directory.exists() or (workdir / "config.yaml").exists()
+    if not begun and workdir.is_dir() and any(not p.name.startswith(".") for p in workdir.iterdir()):
+        raise ConfigError(f"--workdir {workdir}: holds other files and no run; give a new or empty folder")
+    with _alone(workdir):
+        corpus, further = config.data.open()
+        classes = configuration.model(config, corpus.classes, None).task.classes
+        missing = set(config.task.inputs) - set(further.drawn) - set(further.paired)
+        if missing:
+            name = min(missing)
+            raise ConfigError(
+                f"data.drawn: the task needs {name}; add data.drawn.{name} or data.paired.{name}, a folder"
+            )
+        if t.batch % jax.device_count():
+            raise ConfigError(
+                f"train.batch {t.batch} does not divide over {jax.device_count()} devices; use a multiple of that"
+            )
+        step, params, sounds = _newest(directory, lambda text: None), None, _describe(corpus, further)
+        if step is not None:
+            meta = checkpoints.read_meta(directory, step)
+            if tuple(meta["classes"]) != classes:
+                raise ConfigError(
+                    f"{config.data.path}: has classes {classes}, the run began with {tuple(meta['classes'])}"
+                )
+            _check_changes(config, sounds, meta, workdir, accept_changes, report)
+        with atomic(workdir / "config.yaml") as temporary:
+            temporary.write_text(to_yaml(config), encoding="utf-8")
+        _report_corpus(corpus, workdir, report)
+        if step is not None:
+            like = shapes(configuration.model(config, classes, None))
+            normalization = checkpoints.restore_model(directory, step, like)["normalization"]
+        elif t.init is None:
+            normalization = _measure(config, corpus)
+        else:
+            params, normalization = _begin_with(config, t.init, classes)
+        shown, failed, memory = config, set(), config.data.memory_mb * 2**20
+        if t.sample_every and config.sampling.spacing == "searched":
+            report("warning: previews use sampling.spacing uniform, since times are searched for one checkpoint")
+            shown = replace(config, sampling=replace(config.sampling, spacing="uniform"))
 
-    step, params = _newest(directory, lambda text: None), None
-    if step is not None:
-        meta = checkpoints.read_meta(directory, step)
-        if tuple(meta["classes"]) != classes:
-            raise ConfigError(f"{config.data.path}: has classes {classes}, the run began with {tuple(meta['classes'])}")
-        like = shapes(configuration.model(config, classes, None))
-        normalization = checkpoints.restore_model(directory, step, like)["normalization"]
-    elif t.init is None:
-        normalization = _measure(config, corpus)
-    else:
-        params, normalization = _begin_with(config, t.init, classes)
-    model = configuration.model(config, classes, normalization)
+        def preview(state: TrainState, metrics: dict[str, float]) -> None:
+            folder = workdir / "samples" / str(int(state.step))
+            try:
+                params = jax.tree.map(jnp.asarray, jax.device_get(state.average))
+                pipeline = pipeline_of(shown, classes, params, normalization, step=int(state.step), directory=workdir)
+                _preview(pipeline, shown, corpus).save(folder)
+            except Exception as error:  # whatever it is, training does not need it
+                if type(error) not in failed:
+                    report(f"warning: no preview in {folder} ({type(error).__name__}: {error}); training goes on")
+                failed.add(type(error))
 
-    def read(start: int) -> Iterator[Any]:
-        share = (jax.process_index(), jax.process_count())
-        memory = config.data.memory_mb * 2**20
-        own = t.batch // share[1]
-        return batches(corpus, crop, own, t.seed, start=start, process=share, memory=memory, further=further)
-
-    def preview(state: TrainState, metrics: dict[str, float]) -> None:
-        params = jax.tree.map(jnp.asarray, jax.device_get(state.average))
-        pipeline = pipeline_of(config, classes, params, normalization, step=int(state.step), directory=workdir)
-        _preview(pipeline, config, corpus).save(workdir / "samples" / str(int(state.step)))
-
-    _, stopped = _train(
-        model,
-        config.method,
-        read,
-        make_optimizer(t.learning_rate, t.steps, warmup=t.warmup, weight_decay=t.weight_decay, b1=t.b1),
-        steps=t.steps,
-        key=jax.random.key(t.seed),
-        params=params,
-        workdir=workdir,
-        events=[Every(t.sample_every, preview)],
-        ema_decay=t.ema_decay,
-        log_every=t.log_every,
-        save_every=t.save_every,
-        posthoc_ema=t.posthoc_ema,
-        meta={"config": to_dict(config)},
-        report=report,
-    )
+        _, stopped = _train(
+            configuration.model(config, classes, normalization),
+            method,
+            lambda start: batches(corpus, crop, t.batch, t.seed, start=start, memory=memory, further=further),
+            t,
+            None,
+            params,
+            workdir,
+            [Every(t.sample_every, preview)],
+            {"config": to_dict(config), "corpus": sounds},
+            report,
+        )
     return stopped
+
+
+def _describe(corpus: Corpus, further: Further) -> str:
+    """The number of recordings and a few digits of a hash of their names, in whatever folder, and lengths."""
+    corpora = [corpus, *further.drawn.values(), *further.paired.values()]
+    names = [f"{r.path.relative_to(c.root)} {r.seconds:.3f}" for c in corpora for r in c.recordings]
+    digest = hashlib.sha256("\n".join(names).encode(errors="surrogateescape")).hexdigest()
+    return f"{len(names)} recordings ({digest[:8]})"
+
+
+def _check_changes(config: Config, sounds: str, meta: Any, workdir: Path, accept: bool, report: Callable) -> None:
+    """Report how a configuration and its sounds differ from what a run was trained with; raises ConfigError for what
+    may not change, and for what may unless it is accepted."""
+    if meta["config"] is None:
+        raise ConfigError(f"--workdir {workdir}: was trained in Python with parts of its own; use another --workdir")
+    there = dict(flatten(from_dict(meta["config"]))) | {"corpus": meta.get("corpus", sounds)}
+    here = dict(flatten(config)) | {"corpus": sounds}
+    changed = [key for key in sorted(there.keys() | here.keys()) if there.get(key) != here.get(key)]
+    lines = {key: f"{key}: {there.get(key)} -> {here.get(key)}" for key in changed}
+    fixed = [key for key in changed if not _MAY_CHANGE.fullmatch(key) and not _ON_PURPOSE.fullmatch(key)]
+    if fixed:
+        raise ConfigError(
+            f"--workdir {workdir}: holds a run with {fixed[0]} = {there.get(fixed[0])}, this configuration says "
+            f"{here.get(fixed[0])}; use another --workdir, or set it back to resume"
+        )
+    meant = [line for key, line in lines.items() if _ON_PURPOSE.fullmatch(key)]
+    if meant and not accept:
+        raise ConfigError(
+            f"--workdir {workdir}: the run was trained with other settings ({'; '.join(meant)}); add --accept-changes "
+            f"to go on with the new ones, or set them back"
+        )
+    for line in lines.values():
+        report(line)
+    if "train.steps" in lines:
+        report(f"the cosine decay of the learning rate stretches with train.steps and now ends at {config.train.steps}")
 
 
 def _begin_with(config: Config, init: str, classes: tuple[str, ...]) -> tuple[Params, Normalization | None]:

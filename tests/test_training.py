@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import resource
 import shutil
 import signal
 from pathlib import Path
@@ -41,6 +42,7 @@ from jaxdiff.training import (
     loop,
     make_optimizer,
     make_train_step,
+    warmup_cosine,
 )
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -68,8 +70,8 @@ def small(folder, parts=(), **train):
     return from_dict({**parts, "data": {**parts["data"], "path": str(folder)}})
 
 
-def run(config, workdir):
-    return runs.run(config, workdir, report=lambda _: None)
+def run(config, workdir, **options):
+    return runs.run(config, workdir, **{"report": lambda _: None, **options})
 
 
 def interrupted(config, workdir, after):
@@ -219,6 +221,150 @@ def test_averages_of_any_width_can_be_made_afterwards(sixty, tmp_path):
         load(workdir, ema=0.07)
 
 
+@pytest.fixture(scope="module")
+def six(folder, tmp_path_factory):
+    """A configuration and the folder of its run of six steps, saved every second one, with averages of every step."""
+    config = small(folder, PATCHES | TRANSFORMER, steps=6, warmup=1, save_every=2, posthoc_ema=True)
+    workdir = tmp_path_factory.mktemp("six") / "run"
+    run(config, workdir)
+    return config, workdir
+
+
+def numbers(folder):
+    return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit())
+
+
+def killed_between_saves(workdir):
+    shutil.rmtree(workdir / "checkpoints" / "6")
+    with (workdir / "log.jsonl").open("a") as file:
+        file.write('{"step": 7, "lo')
+
+
+def killed_in_a_save(workdir):
+    for name in (".6.saving", ".6.saving.orbax-checkpoint-tmp", "6.orbax-checkpoint-tmp-0"):
+        shutil.copytree(workdir / "checkpoints" / "6" / "train", workdir / "checkpoints" / name)
+    (workdir / "checkpoints" / "6" / "manifest.json").unlink()
+
+
+def killed_in_the_first_save(workdir):
+    for step in (4, 6):
+        (workdir / "checkpoints" / str(step)).rename(workdir / "checkpoints" / f".{step}.saving")
+    shutil.copytree(workdir / "checkpoints" / ".4.saving" / "model", workdir / "checkpoints" / "2" / "model")
+
+
+def damaged(workdir):
+    (workdir / "checkpoints" / "6" / "meta" / "metadata").write_text("{}")
+    shutil.rmtree(workdir / "snapshots" / "4")  # the run had ended before it was written
+    (workdir / "snapshots" / "99").mkdir()
+
+
+@pytest.mark.parametrize("fault", [killed_between_saves, killed_in_a_save, killed_in_the_first_save, damaged])
+def test_redone_work_replaces_what_is_left_of_the_first_attempt(six, tmp_path, fault):
+    config, whole = six
+    workdir = shutil.copytree(whole, tmp_path / "run")
+    fault(workdir)
+    assert run(config, workdir) is None
+    assert_same(last_state(workdir, config), last_state(whole, config))
+    assert log(workdir) == log(whole)
+    assert [step for step, *_ in log(workdir)] == numbers(workdir / "snapshots") == list(range(1, 7))
+    assert sorted(p.name for p in (workdir / "checkpoints").iterdir()) == ["4", "6"]
+    assert_same(load(workdir, ema=0.07).params, load(whole, ema=0.07).params)
+
+
+def test_only_the_files_of_its_manifest_make_a_checkpoint(six, tmp_path):
+    directory = shutil.copytree(six[1] / "checkpoints", tmp_path / "checkpoints")
+    for name in (".DS_Store", "model/.DS_Store", "meta/metadata~"):
+        (directory / "6" / name).write_text("of another program")
+    (directory / ".DS_Store").write_text("of another program")
+    assert checkpoints.latest(directory) == (6, [])
+    for nothing in ("{}", "[]", ""):
+        (directory / "6" / "manifest.json").write_text(nothing)
+        step, (problem,) = checkpoints.latest(directory)
+        assert step == 4 and "no readable manifest" in problem
+
+
+def test_a_save_that_fails_says_why_and_leaves_what_was_there(tmp_path):
+    state = init_state({"w": jnp.arange(50_000.0)}, {}, (), jax.random.key(0))
+    save = lambda step: checkpoints.save(tmp_path / "c", state._replace(step=jnp.int32(step)), None, {})  # noqa: E731
+    save(1)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        with pytest.raises(CheckpointError, match=r"c/2: cannot be saved \(File too large\); what was saved before"):
+            save(2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [p.name for p in (tmp_path / "c").iterdir()] == ["1"]
+    assert checkpoints.latest(tmp_path / "c") == (1, [])
+    save(2)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match=r"file/2: cannot be saved \(\w+"):
+        checkpoints.save(tmp_path / "file", state._replace(step=jnp.int32(2)), None, {})
+
+
+def test_a_preview_that_fails_costs_nothing_and_is_said_once(six, tmp_path):
+    config, whole = six
+    workdir, said = shutil.copytree(whole, tmp_path / "run"), []
+    (workdir / "samples").write_text("no folder")
+    killed_between_saves(workdir)
+    changed = to_dict(config)
+    changed["train"] |= {"sample_every": 1, "save_every": 0}
+    changed["sampling"] |= {"spacing": "searched"}
+    assert run(from_dict(changed), workdir, report=said.append) is None
+    assert_same(last_state(workdir, config), last_state(whole, config))
+    warnings = [text for text in said if text.startswith("warning")]
+    assert len(warnings) == 2
+    assert "previews use sampling.spacing uniform" in warnings[0]
+    assert f"no preview in {workdir}/samples/5 (NotADirectoryError" in warnings[1]
+
+
+def test_what_may_change_on_a_resume_is_shown_and_what_matters_is_confirmed(six, folder, tmp_path):
+    config, whole = six
+    workdir, moved = shutil.copytree(whole, tmp_path / "run"), shutil.copytree(folder, tmp_path / "moved")
+    write_audio(moved / "kick" / "new.wav", np.full(4096, 0.1, np.float32), 16_000)
+
+    def changed(group, **values):
+        return dataclasses.replace(config, **{group: dataclasses.replace(getattr(config, group), **values)})
+
+    before = (workdir / "config.yaml").read_text()
+    for other, sentence in [
+        (changed("train", seed=1, learning_rate=0.5), "holds a run with train.seed = 0, this configuration says 1"),
+        (changed("train", learning_rate=0.5, batch=8),
+         r"\(train.batch: 4 -> 8; train.learning_rate: 0.001 -> 0.5\); add --accept-changes to go on"),
+        (changed("data", path=str(moved)),
+         rf"\(corpus: 24 recordings \(\w+\) -> 25 .*; data.path: {folder} -> {moved}\)"),
+    ]:  # fmt: skip
+        with pytest.raises(ConfigError, match=sentence):
+            run(other, workdir)
+    assert (workdir / "config.yaml").read_text() == before
+    said = []
+    run(changed("train", steps=8, log_every=0, batch=2, learning_rate=0.5), workdir, accept_changes=True,
+        report=said.append)  # fmt: skip
+    assert [text for text in said if "->" in text] == ["train.batch: 4 -> 2", "train.learning_rate: 0.001 -> 0.5",
+                                                       "train.log_every: 1 -> 0", "train.steps: 6 -> 8"]  # fmt: skip
+    assert "the cosine decay of the learning rate stretches with train.steps and now ends at 8" in said
+    assert [row["step"] for row in rows(workdir)] == [*range(1, 7), 7, 8]  # for the snapshots; a loss is seen before
+    rates = [row["learning_rate"] for row in rows(workdir)]
+    expected = np.array([warmup_cosine(0.001, 6, 1)(k) for k in range(6)])
+    np.testing.assert_allclose(rates[:6], expected, rtol=1e-5)
+    np.testing.assert_allclose(rates[6:], [0.5 * (0.5 + 0.5 * np.cos(np.pi * k / 7)) for k in (5, 6)], rtol=1e-5)
+
+
+def test_a_folder_is_trained_in_by_one_process(six, folder, tmp_path, monkeypatch):
+    config, whole = six
+    workdir = shutil.copytree(whole, tmp_path / "run")
+    with runs._alone(workdir), pytest.raises(ConfigError, match="another process trains there; wait"):
+        run(config, workdir)
+    assert run(config, workdir) is None
+    new = tmp_path / "new"
+    with pytest.raises(AudioError, match="no such folder"):
+        run(small("nowhere"), new)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(ConfigError, match="several processes is not supported yet"):
+        run(config, new)
+    assert not new.exists()
+
+
 # --- the step and the loop ---
 
 
@@ -303,6 +449,67 @@ def test_a_loss_that_is_not_finite_stops_training_and_keeps_the_last_checkpoint(
     with pytest.raises(TrainingError, match="the loss is nan at step 3"):
         loop(step, state, losses, saved.append, steps=4, log_path=tmp_path / "l", log_every=1, save_every=2)
     assert [int(state.step) for state in saved] == [2]
+
+
+def counting(weights=lambda step: 1.0, loss=lambda step: 1.0):
+    """A train step and a state whose weights and losses are given numbers."""
+    state = init_state({"w": jnp.float32(1)}, {}, (), jax.random.key(0))
+
+    def train_step(state, batch):
+        step = int(state.step) + 1
+        params = {"w": jnp.float32(weights(step))}
+        return state._replace(step=jnp.int32(step), params=params), {"loss": jnp.float32(loss(step))}
+
+    return train_step, state
+
+
+def test_what_is_saved_is_finite_and_the_advice_fits():
+    nan, saved = float("nan"), []
+    lower, anew = "run again with a lower learning rate", "before any update, so look for its reason in the sounds"
+    for parts, begin, sentence, steps in [
+        ({"weights": lambda step: 1e30 if step >= 6 else 1.0}, 0, f"weights is inf after step 6; {lower}", [3]),
+        ({"weights": lambda step: nan if step >= 6 else 1.0}, 0, f"weights is nan after step 6; {lower}", [3]),
+        ({"loss": lambda step: nan if step >= 6 else 1.0}, 0, f"the loss is nan at step 6; {lower}", [3]),
+        ({"loss": lambda step: nan}, 0, f"the loss is nan at step 1; {anew}", []),
+        ({"loss": lambda step: nan}, 7, "nan at step 8; the checkpoint of step 7 cannot be trained on, remove it", []),
+    ]:
+        step, state = counting(**parts)
+        saved.clear()
+        with pytest.raises(TrainingError, match=sentence):
+            state = state._replace(step=jnp.int32(begin))
+            loop(step, state, iter(range(9)), saved.append, steps=9, log_every=4, save_every=3)
+        assert [int(state.step) for state in saved] == steps
+
+
+def test_no_finished_step_is_lost_to_an_error():
+    def failing(error):
+        yield from range(5)
+        raise error
+
+    def save(state):
+        saved.append(int(state.step))
+        if str(error) == "full" and len(saved) == 1:
+            raise error
+
+    for error, steps in [
+        (AudioError("vanished"), [3, 5]),
+        (KeyboardInterrupt("twice"), [3, 5]),
+        (MemoryError("much"), [3]),
+        (CheckpointError("full"), [3]),
+    ]:
+        saved, (step, state) = [], counting()
+        with pytest.raises(type(error), match=str(error)):
+            loop(step, state, failing(error), save, steps=9, save_every=3)
+        assert saved == steps
+
+
+def test_a_state_is_saved_before_events_and_no_interval_is_never(tmp_path):
+    done, (step, state) = [], counting()
+    events = [Every(2, lambda state, metrics: done.append(("event", int(state.step)))), Every(0, lambda *_: 1 / 0)]
+    save = lambda state: done.append(("save", int(state.step)))  # noqa: E731
+    loop(step, state, iter(range(4)), save, steps=4, log_every=0, save_every=2, events=events, log_path=tmp_path / "l")
+    assert done == [("save", 2), ("event", 2), ("save", 4), ("event", 4)]
+    assert [json.loads(line)["step"] for line in (tmp_path / "l").read_text().splitlines()] == [2, 4]
 
 
 # --- methods ---
@@ -447,6 +654,7 @@ class Restore(Task):
 
     inputs = ("target",)
     needs_sound = True
+    gives_start = True
 
     def example(self, representation, batch, key):
         return Example(representation.encode(self.leveled(batch["target"])), self.given(representation, batch))

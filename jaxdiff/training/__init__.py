@@ -11,3 +11,4 @@ from .step import TrainStep as TrainStep
 from .step import Update as Update
 from .step import make_optimizer as make_optimizer
 from .step import make_train_step as make_train_step
+from .step import warmup_cosine as warmup_cosine

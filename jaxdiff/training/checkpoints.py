@@ -1,103 +1,143 @@
 """Checkpoints that know what they are and notice when they were damaged: the only file that touches Orbax.
 
 A step directory holds `model` (averaged weights, normalisation), `train` (the rest of the TrainState) and `meta` (a
-format number, the whole configuration and class names), and last a manifest with the sha256 of every file. A step
+format number, the whole configuration and class names), and last a manifest with the sha256 of every file. It is
+written beside its place and takes it once it is whole, so that an interrupted save costs nothing that was there. A step
 without a manifest, or whose files do not match it, is passed over in favour of the one before.
 """
 
+import contextlib
+import errno
 import hashlib
 import json
 import logging
+import os
+import re
+import shutil
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 
-from jaxdiff.data.files import atomic
-
 from .ema import SIGMA_RELS, Snapshot
 from .state import TrainState
 
-logging.getLogger("absl").setLevel(logging.ERROR)
+logging.getLogger("absl").setLevel(logging.CRITICAL)  # errors are raised, their tracebacks need not be printed too
 
-_MANIFEST = "manifest.json"
+MANIFEST = "manifest.json"
+_KEPT = 2  # checkpoints of a run
+_MARGIN = 2**20  # bytes that a save may take beside its arrays
+_UNFINISHED = re.compile(r"\.\d+\.saving.*|\d+\.orbax-checkpoint-tmp.*")  # what an interrupted save leaves
 
 
 class CheckpointError(ValueError):
-    """A directory without a usable checkpoint; the message names it and says why."""
-
-
-def _manager(directory: Path, keep: int | None = 2) -> ocp.CheckpointManager:
-    """`keep` None keeps all steps."""
-    policy = ocp.checkpoint_managers.LatestN(keep) if keep else None
-    options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False, preservation_policy=policy)
-    return ocp.CheckpointManager(Path(directory).absolute(), options=options)
+    """A checkpoint that cannot be read or written; the message names it and says why."""
 
 
 def save(directory: Path, state: TrainState, normalization: Any, meta: dict[str, Any]) -> Path:
     """Write the checkpoint of `state.step` under `directory` and return its folder; the last two are kept."""
-    step = int(state.step)
-    train = {name: value for name, value in state._asdict().items() if name != "average"}
-    model = {"ema_params": state.average, "normalization": normalization}
-    with _manager(directory) as manager:
-        manager.save(
-            step,
-            args=ocp.args.Composite(
-                model=ocp.args.StandardSave(model), train=ocp.args.StandardSave(train), meta=ocp.args.JsonSave(meta)
-            ),
-            force=True,
-        )
-    return _seal(Path(directory) / str(step))
+    folder = _write(Path(directory) / str(int(state.step)), _parts(state, normalization), meta)
+    for step in _steps(directory)[:-_KEPT]:
+        shutil.rmtree(folder.with_name(str(step)), ignore_errors=True)
+    return folder
 
 
 def save_averages(directory: Path, state: TrainState) -> Path:
     """Write the power-function averages of `state.step` under `directory`, where all steps are kept."""
-    step = int(state.step)
-    with _manager(directory, keep=None) as manager:
-        manager.save(step, args=ocp.args.Composite(averages=ocp.args.StandardSave(_named(state.profiles))), force=True)
-    return _seal(Path(directory) / str(step))
+    return _write(Path(directory) / str(int(state.step)), {"averages": _named(state.profiles)})
 
 
 def read_averages(directory: Path, like: Any) -> list[Snapshot]:
     """All undamaged snapshots, averages shaped as `like`. Raises CheckpointError when there is none."""
-    folders = [p for p in Path(directory).glob("*") if p.name.isdigit() and _problem(p) is None]
-    if not folders:
+    steps = [step for step in _steps(directory) if _problem(Path(directory) / str(step)) is None]
+    if not steps:
         raise CheckpointError(f"{directory}: no snapshots of averages; train with train.posthoc_ema true")
     args = ocp.args.StandardRestore(_abstract(_named((like,) * len(SIGMA_RELS))))
     found = []
-    with _manager(directory, keep=None) as manager:
-        for step in sorted(int(p.name) for p in folders):
-            averages = _read(manager, step, averages=args)["averages"]
-            found += [Snapshot(step, width, averages[str(width)]) for width in SIGMA_RELS]
+    for step in steps:
+        averages = _restore(directory, step, averages=args)["averages"]
+        found += [Snapshot(step, width, averages[str(width)]) for width in SIGMA_RELS]
     return found
+
+
+def discard_after(directory: Path, step: int) -> None:
+    """Remove the steps after `step`, which a training that goes on from there does again, and unfinished saves."""
+    for folder in Path(directory).glob("*"):
+        if _UNFINISHED.fullmatch(folder.name) or (folder.name.isdigit() and int(folder.name) > step):
+            shutil.rmtree(folder)
+
+
+def _parts(state: TrainState, normalization: Any) -> dict[str, Any]:
+    """What makes sound, and what only training needs."""
+    train = {name: value for name, value in state._asdict().items() if name != "average"}
+    return {"model": {"ema_params": state.average, "normalization": normalization}, "train": train}
 
 
 def _named(averages: tuple[Any, ...]) -> dict[str, Any]:
     return {str(width): average for width, average in zip(SIGMA_RELS, averages, strict=True)}
 
 
-def _seal(folder: Path) -> Path:
-    manifest = json.dumps(_digests(folder), indent=1)
-    with atomic(folder / _MANIFEST) as temporary:
-        temporary.write_text(manifest, encoding="utf-8")
-    return folder
+def _steps(directory: Path) -> list[int]:
+    """The steps that have a folder, in order."""
+    return sorted(int(p.name) for p in Path(directory).glob("*") if p.name.isdigit())
+
+
+def _write(folder: Path, trees: dict[str, Any], meta: dict[str, Any] | None = None) -> Path:
+    """Write the folder of a step, whole or not at all, in place of what an earlier attempt left there.
+
+    Raises CheckpointError with the system's reason (a full disk, a folder that is not writable).
+    """
+    folder = folder.absolute()
+    draft = folder.with_name(f".{folder.name}.saving")
+    items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
+    items |= {} if meta is None else {"meta": ocp.args.JsonSave(meta)}
+    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None  # of writes that end after another one has failed
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        if shutil.disk_usage(folder.parent).free < _MARGIN + sum(x.nbytes for x in jax.tree.leaves(trees)):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as writer:
+            writer.save(draft, args=ocp.args.Composite(**items), force=True)
+        digests = {str(p.relative_to(draft)): _digest(p) for p in sorted(draft.rglob("*")) if p.is_file()}
+        (draft / MANIFEST).write_text(json.dumps(digests, indent=1), encoding="utf-8")
+        shutil.rmtree(folder, ignore_errors=True)
+        return draft.rename(folder)
+    except (OSError, ValueError) as error:
+        code = re.search(r"os_error_code='(\d+)'", str(error))  # how tensorstore says it
+        reason = os.strerror(int(code[1])) if code else getattr(error, "strerror", None) or str(error).splitlines()[0]
+        time.sleep(1)  # until its other writes have failed too
+        with contextlib.suppress(OSError):
+            discard_after(folder.parent, int(folder.name))
+        raise CheckpointError(
+            f"{folder}: cannot be saved ({reason}); what was saved before is intact, run again to go on from there"
+        ) from error
+    finally:
+        sys.unraisablehook = hook
 
 
 def _problem(folder: Path) -> str | None:
-    """What is wrong with a step's folder, if anything."""
+    """What is wrong with a step's folder, if anything; files that its manifest does not name do not count."""
     try:
-        promised = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+        promised = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
+        promised = None
+    if not promised or not isinstance(promised, dict):
         return f"{folder}: incomplete, it has no readable manifest"
-    found = _digests(folder)
-    wrong = sorted(name for name in promised.keys() | found.keys() if promised.get(name) != found.get(name))
-    return f"{folder}: damaged, {wrong[0]} is not what was saved" if wrong else None
+    for name, digest in sorted(promised.items()):
+        try:
+            same = _digest(folder / name) == digest
+        except (OSError, ValueError):
+            same = False
+        if not same:
+            return f"{folder}: damaged, {name} is not what was saved"
+    return None
 
 
-def _digests(folder: Path) -> dict[str, str]:
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != _MANIFEST)
-    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+def _digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def latest(directory: Path) -> tuple[int, list[str]]:
@@ -106,8 +146,7 @@ def latest(directory: Path) -> tuple[int, list[str]]:
     Raises CheckpointError when there is none.
     """
     directory, problems = Path(directory), []
-    steps = sorted((int(p.name) for p in directory.glob("*") if p.name.isdigit()), reverse=True)
-    for step in steps:
+    for step in reversed(_steps(directory)):
         problem = _problem(directory / str(step))
         if problem is None:
             return step, problems
@@ -118,7 +157,7 @@ def latest(directory: Path) -> tuple[int, list[str]]:
 
 def fingerprint(directory: Path, step: int) -> str:
     """The sha256 of a step's manifest: one name for all its bytes."""
-    return hashlib.sha256((Path(directory) / str(step) / _MANIFEST).read_bytes()).hexdigest()
+    return hashlib.sha256((Path(directory) / str(step) / MANIFEST).read_bytes()).hexdigest()
 
 
 def read_meta(directory: Path, step: int) -> dict[str, Any]:
@@ -136,14 +175,8 @@ def restore_state(directory: Path, step: int, like: TrainState, normalization: A
 
     Raises CheckpointError for a state of an older format, which makes sound but cannot be trained on.
     """
-    train = {name: value for name, value in like._asdict().items() if name != "average"}
-    model = {"ema_params": like.average, "normalization": normalization}
-    found = _restore(
-        directory,
-        step,
-        train=ocp.args.StandardRestore(_abstract(train)),
-        model=ocp.args.StandardRestore(_abstract(model)),
-    )
+    parts = _abstract(_parts(like, normalization)).items()
+    found = _restore(directory, step, **{name: ocp.args.StandardRestore(tree) for name, tree in parts})
     return TrainState(average=found["model"]["ema_params"], **found["train"]), found["model"]["normalization"]
 
 
@@ -156,13 +189,9 @@ def _abstract(tree: Any) -> Any:
 
 
 def _restore(directory: Path, step: int, **items: Any) -> Any:
-    with _manager(directory) as manager:
-        return _read(manager, step, **items)
-
-
-def _read(manager: ocp.CheckpointManager, step: int, **items: Any) -> Any:
+    folder = Path(directory).absolute() / str(step)
     try:
-        return manager.restore(step, args=ocp.args.Composite(**items))
+        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
+            return reader.restore(folder, args=ocp.args.Composite(**items))
     except (ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0]
-        raise CheckpointError(f"{manager.directory}/{step}: does not fit this model ({reason})") from error
+        raise CheckpointError(f"{folder}: does not fit this model ({str(error).splitlines()[0]})") from error

@@ -16,6 +16,12 @@ Update = Callable[[TrainState, Mapping[str, Any], PRNGKeyArray], tuple[TrainStat
 TrainStep = Callable[[TrainState, Mapping[str, Any]], tuple[TrainState, Metrics]]
 
 
+def warmup_cosine(peak: float, steps: int, warmup: int) -> optax.Schedule:
+    """The learning rate after so many updates: linear warm-up to `peak` and cosine decay to zero over `steps`."""
+    warmup = min(warmup, steps // 2)
+    return optax.warmup_cosine_decay_schedule(peak / max(1, warmup), peak, warmup, max(1, steps))
+
+
 def make_optimizer(
     learning_rate: float,
     steps: int,
@@ -25,9 +31,8 @@ def make_optimizer(
     b1: float = 0.9,
     b2: float = 0.99,
 ) -> optax.GradientTransformation:
-    """AdamW, norm of the gradient clipped to 1, linear warm-up and cosine decay to zero over `steps`."""
-    warmup = min(warmup, steps // 2)
-    rate = optax.warmup_cosine_decay_schedule(learning_rate / max(1, warmup), learning_rate, warmup, max(1, steps))
+    """AdamW, norm of the gradient clipped to 1, the learning rate of `warmup_cosine`."""
+    rate = warmup_cosine(learning_rate, steps, warmup)
     return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, b1=b1, b2=b2, weight_decay=weight_decay))
 
 
