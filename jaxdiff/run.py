@@ -25,7 +25,7 @@ import optax
 from jaxdiff import config as configuration
 from jaxdiff import ranges
 from jaxdiff.config import FORMAT, Config, ConfigError, flatten, from_dict, to_dict, to_yaml
-from jaxdiff.data import Corpus, Further, batches, write_report
+from jaxdiff.data import AudioError, Corpus, Further, batches, write_report
 from jaxdiff.data.files import atomic
 from jaxdiff.features import Normalization, Normalized, fit_normalization
 from jaxdiff.inference import Output, Pipeline, load
@@ -293,19 +293,23 @@ def run(
                     report(f"warning: no preview in {folder} ({type(error).__name__}: {error}); training goes on")
                 failed.add(type(error))
 
-        _, stopped = _train(
-            configuration.model(config, classes, normalization),
-            method,
-            lambda start: batches(corpus, crop, t.batch, t.seed, start=start, memory=memory, further=further),
-            t,
-            None,
-            params,
-            workdir,
-            [Every(t.sample_every, preview)],
-            {"config": to_dict(config), "corpus": sounds},
-            report,
-        )
-    return stopped
+        left_out = len(corpus.rejected)
+        try:
+            return _train(
+                configuration.model(config, classes, normalization),
+                method,
+                lambda start: batches(corpus, crop, t.batch, t.seed, start=start, memory=memory, further=further),
+                t,
+                None,
+                params,
+                workdir,
+                [Every(t.sample_every, preview)],
+                {"config": to_dict(config), "corpus": sounds},
+                report,
+            )[1]
+        finally:
+            if len(corpus.rejected) > left_out:  # recordings went bad on the way
+                _report_corpus(corpus, workdir, report)
 
 
 def _describe(corpus: Corpus, further: Further) -> str:
@@ -388,7 +392,12 @@ def _measure(config: Config, corpus: Corpus) -> Normalization | None:
     count = max(1, config.normalize.crops // size)
     waves = (next(raw)["wave"] for _ in range(count))
     encode = lambda wave: representation.encode(config.task.leveled(wave))  # noqa: E731
-    return fit_normalization(encode, waves, evenness=config.normalize.evenness)
+    found = fit_normalization(encode, waves, evenness=config.normalize.evenness)
+    if float(found.scale.max()) < 1e-6:
+        raise AudioError(
+            f"{corpus.root}: its crops all have the same features, as silence has; look for the sound in its recordings"
+        )
+    return found
 
 
 def _preview(pipeline: Pipeline, config: Config, corpus: Corpus) -> Output:

@@ -190,7 +190,7 @@ def test_mistakes_get_one_sentence(tree, sentence):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(("content", "sentence"), [("a: [1", "cannot be read as YAML"), ("- 1", "must hold keys and values")])
+@pytest.mark.parametrize(("content", "sentence"), [("a: [1", "read as YAML"), ("- 1", "must hold keys and values")])
 def test_files_that_are_no_configuration_are_refused(tmp_path, content, sentence):
     (tmp_path / "c.yaml").write_text(content)
     with pytest.raises(ConfigError, match=sentence) as error:
@@ -202,7 +202,7 @@ def test_files_that_are_no_configuration_are_refused(tmp_path, content, sentence
 
 
 def test_a_crop_that_cannot_be_cut_into_frames_is_refused():
-    with pytest.raises(ConfigError, match=r"hop of 300 .* does not divide; use data\.seconds 0\.99375 \(15900 samples\)"):
+    with pytest.raises(ConfigError, match=r"hop of 300 .* divide; use data\.seconds 0\.99375 \(15900 samples\)"):
         configuration.crop(from_dict({"representation": {"n_fft": 600, "hop_length": 300}}))
     with pytest.raises(ConfigError, match=r"the hop of 9600 .* does not divide"):
         configuration.crop(from_dict({"task": {"kind": "vocode", "hop_length": 300}}))

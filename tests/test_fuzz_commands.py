@@ -1,4 +1,4 @@
-"""Random configurations and command lines: each is used, or refused in one sentence; never a traceback, never a hang."""
+"""Random configurations and command lines: each is used, or refused in a sentence; no traceback, no hang."""
 
 import contextlib
 import io
@@ -92,10 +92,9 @@ def trace(config: Config) -> None:
     if crop.samples > 2**20 or config.train.batch > 64:  # right, and too large to look at here
         return
     model, key = configuration.model(config, ("a", "b"), None), jax.random.key(0)
-    missing = set(model.task.inputs)
     optimizer = make_optimizer(config.train.learning_rate, config.train.steps)
     batch = {"wave": jnp.zeros((config.train.batch, crop.samples)), "label": jnp.zeros(config.train.batch, int)}
-    batch |= {name: batch["wave"] for name in missing}
+    batch |= dict.fromkeys(model.task.inputs, batch["wave"])
 
     def step(batch):
         everything, *rest = config.method.init(model, model.network.init(key), optimizer, config.train.steps, key)
@@ -169,7 +168,8 @@ GOOD = ["euler", "heun", "dpmpp_2m", "uniform", "karras", "searched", "kick", "m
 def random_command(draw, place, out):
     kind = draw.choice(list(OPTIONS))
     source = {"generate": place / "generate", "vocode": place / "few", "features": place / "few"}
-    arguments = [kind, draw.choice([source.get(kind, place / "generate")] * 4 + [place / "absent", place / "few/bad.wav"])]
+    sources = [source.get(kind, place / "generate")] * 4 + [place / "absent", place / "few/bad.wav"]
+    arguments = [kind, draw.choice(sources)]
     if kind == "vocode":
         arguments += ["--model", draw.choice([place / "vocode"] * 3 + [place / "generate"])]
     if kind not in ("info", "search-times"):

@@ -42,3 +42,16 @@ def test_the_command_is_where_the_package_says():
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
     module, _, name = scripts["jaxdiff"].partition(":")
     assert run(f"import {module} as m; print(callable(m.{name}))").strip() == "True"
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_the_completion_for_a_shell_can_be_printed(shell):
+    command = [sys.executable, "-m", "jaxdiff", "--tyro-print-completion", shell]
+    made = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "search-times" in made.stdout and not made.stderr
+
+
+def test_an_import_leaves_the_messages_of_other_packages_alone():
+    levels = "[logging.getLogger(n).level for n in ('', 'absl', 'jax', 'orbax', 'matplotlib')]"
+    before = run(f"import logging, orbax.checkpoint, matplotlib; print({levels})")
+    assert run(f"import logging, jaxdiff.run, jaxdiff.inference.pictures; print({levels})") == before

@@ -40,6 +40,7 @@ def test_a_wavenets_summary_by_hand():
         "layers.dilated", "Projection", 6 * (24 * 16 + 16),
     )  # fmt: skip
     assert f"{s.parameters:,}" in str(s) and "232.0 ms" in str(s)
+    assert repr(s) == str(s)  # as a notebook shows it
 
 
 def test_a_transformers_operations_by_hand():

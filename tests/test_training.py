@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import soundfile
 from flax import nnx
 from oracles import max_relative
 
@@ -738,3 +739,15 @@ def test_shipped_configurations_train_and_make_sound_in_two_tiny_steps(name, fol
 def test_diffwave_configuration_is_base():
     config = configuration.load_config(CONFIGS / "diffwave.yaml")
     assert count_params(configuration.model(config, (), None).network.shapes()) == 2_637_305
+
+
+@pytest.mark.parametrize("level", [0.0, 1e-7, 2e-5])
+def test_a_corpus_of_silence_is_refused(level, tmp_path):
+    rng = np.random.default_rng(0)
+    for i in range(3):
+        wave = (level * rng.uniform(-1, 1, 8000)).astype(np.float32)
+        (tmp_path / "in").mkdir(exist_ok=True)
+        soundfile.write(tmp_path / "in" / f"{i}.wav", wave, 8000, subtype="FLOAT")
+    quiet = {**SMALL, "representation": {**SMALL["representation"], "floor_db": -60}}
+    with pytest.raises(AudioError, match="silent|as silence has"):
+        runs.run(small(tmp_path / "in", quiet), tmp_path / "w", report=lambda text: None)

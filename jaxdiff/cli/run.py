@@ -67,10 +67,10 @@ class Generate(Sampled):
     """class of all of them, or classes to take in turn (all)"""
 
     def run(self) -> int:
-        from jaxdiff.inference.load import classes_of
+        files.refuse_file(self.out)
+        from jaxdiff.inference.load import classes_of  # jax is imported from here on
         from jaxdiff.inference.outputs import item_name
 
-        files.refuse_file(self.out)
         classes = classes_of(self.model)
         unknown = [label for label in self.label if label not in classes]
         if unknown:

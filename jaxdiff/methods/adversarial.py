@@ -52,19 +52,13 @@ class Adversarial(Method):
     takes_start: ClassVar[bool] = True
 
     schedule: Schedule = RectifiedFlow()
-    steps: ranges.Count = (
-        1  # above 1: a diffusion model's whole sampler, for fine-tuning (train.init)
-    )
+    steps: ranges.Count = 1  # above 1: a diffusion model's whole sampler, for fine-tuning (train.init)
     prediction: Literal["x0", "flow"] = "x0"  # flow: what takes the start to the sound, at first nothing
     jumps: bool = False  # the steps are those of method shortcut
     game: Game = "least_squares"
-    begin: ranges.Share = (
-        0.5  # the share of the steps before, with the distance to the real sound alone
-    )
+    begin: ranges.Share = 0.5  # the share of the steps before, with the distance to the real sound alone
     ramp: ranges.Share = 0.02  # the share in which the discriminators' part then grows to its weight
-    segment: ranges.Positive | None = (
-        None  # seconds of each sound that the discriminators see; none: all
-    )
+    segment: ranges.Positive | None = None  # seconds of each sound that the discriminators see; none: all
     learning_rate: ranges.Positive = 2e-4  # of the discriminators
     period_width: ranges.Count = 32
     spectral_width: ranges.Count = 32

@@ -24,9 +24,7 @@ class Diffusion(method.Method):
 
     schedule: Schedule = RectifiedFlow()
     prediction: Prediction = "x0"
-    sigma_data: ranges.Positive = (
-        1.0  # deviation of the features (normalised: 1), for prediction and weight edm
-    )
+    sigma_data: ranges.Positive = 1.0  # deviation of the features (normalised: 1), for prediction and weight edm
     times: Literal["uniform", "logit_normal", "lognormal", "importance"] = "logit_normal"
     times_mean: float = 0.0
     times_std: ranges.Positive = 1.0

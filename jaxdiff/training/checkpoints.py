@@ -16,6 +16,7 @@ import re
 import shutil
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,6 @@ import orbax.checkpoint as ocp
 from .ema import SIGMA_RELS, Snapshot
 from .state import TrainState
 
-logging.getLogger("absl").setLevel(logging.CRITICAL)  # errors are raised, their tracebacks need not be printed too
-
 MANIFEST = "manifest.json"
 _KEPT = 2  # checkpoints of a run
 _MARGIN = 2**20  # bytes that a save may take beside its arrays
@@ -35,6 +34,20 @@ _UNFINISHED = re.compile(r"\.\d+\.saving.*|\d+\.orbax-checkpoint-tmp.*")  # what
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be read or written; the message names it and says why."""
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Orbax's messages off while it works: errors are raised, their tracebacks need not be printed too."""
+    logger = logging.getLogger("absl")
+    before, hook = logger.level, sys.unraisablehook
+    logger.setLevel(logging.CRITICAL)
+    sys.unraisablehook = lambda _: None  # of writes that end after another one has failed
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+        sys.unraisablehook = hook
 
 
 def save(directory: Path, state: TrainState, normalization: Any, meta: dict[str, Any]) -> Path:
@@ -85,6 +98,7 @@ def _steps(directory: Path) -> list[int]:
     return sorted(int(p.name) for p in Path(directory).glob("*") if p.name.isdigit())
 
 
+@_quiet()
 def _write(folder: Path, trees: dict[str, Any], meta: dict[str, Any] | None = None) -> Path:
     """Write the folder of a step, whole or not at all, in place of what an earlier attempt left there.
 
@@ -94,7 +108,6 @@ def _write(folder: Path, trees: dict[str, Any], meta: dict[str, Any] | None = No
     draft = folder.with_name(f".{folder.name}.saving")
     items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
     items |= {} if meta is None else {"meta": ocp.args.JsonSave(meta)}
-    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None  # of writes that end after another one has failed
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         if shutil.disk_usage(folder.parent).free < _MARGIN + sum(x.nbytes for x in jax.tree.leaves(trees)):
@@ -114,8 +127,6 @@ def _write(folder: Path, trees: dict[str, Any], meta: dict[str, Any] | None = No
         raise CheckpointError(
             f"{folder}: cannot be saved ({reason}); what was saved before is intact, run again to go on from there"
         ) from error
-    finally:
-        sys.unraisablehook = hook
 
 
 def _problem(folder: Path) -> str | None:
@@ -188,6 +199,7 @@ def _abstract(tree: Any) -> Any:
     return jax.tree.map(describe, tree)
 
 
+@_quiet()
 def _restore(directory: Path, step: int, **items: Any) -> Any:
     folder = Path(directory).absolute() / str(step)
     try:
