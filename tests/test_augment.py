@@ -1,7 +1,5 @@
 """Augmentations against their definitions: SNR, decay times, spectra, levels, masks; one draw per item and key."""
 
-import inspect
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -300,15 +298,15 @@ def test_bad_arguments_are_refused():
         lambda: speed(0.5, 2.0),
         lambda: time_masking(-1),
     ):
-        with pytest.raises(ValueError, match=r"must satisfy .* <= low <= high <= .*, got low"):
+        with pytest.raises(ValueError, match=r"must satisfy .* <= low <= high <= .*, got low|largest must lie"):
             make()
     with pytest.raises(ValueError, match="a mask of up to 30 does not fit into 20"):
         time_masking(30)(jnp.ones((10, 20)), KEY)
-    with pytest.raises(ValueError, match="probability must lie in"):
+    with pytest.raises(ValueError, match=r"sometimes: probability must lie in \[0, 1\], got 1.5"):
         sometimes(gain(0.0, 1.0), 1.5)
     with pytest.raises(ValueError, match=r"equally many axes, got \[1, 2\]"):
         compose(gain(0.0, 1.0), time_masking(3))
-    with pytest.raises(ValueError, match="alpha must be positive, got 0"):
+    with pytest.raises(ValueError, match=r"mix_up: alpha must lie in \(0, inf\), got 0"):
         mix_up(jnp.ones((2, 2)), alpha=0.0, key=KEY)
     with pytest.raises(TypeError, match="divide by full scale"):
-        inspect.unwrap(add_noise)(jnp.ones(3, jnp.int16), jnp.ones(3), jnp.ones(()))
+        add_noise(jnp.ones(3, jnp.int16), jnp.ones(3), jnp.ones(()))

@@ -146,15 +146,15 @@ def test_gradients_equal_finite_differences(norm):
 
 def test_wrong_options_are_refused():
     y = jnp.ones(3000)
-    with pytest.raises(ValueError, match="norm must be infinity, a positive number p or None, got -1"):
+    with pytest.raises(ValueError, match=r"chroma_stft: norm must lie in \(0, inf\], got -1"):
         chroma_stft(y, norm=-1.0)
-    with pytest.raises(ValueError, match="give either a waveform y or a power spectrogram S"):
+    with pytest.raises(ValueError, match="chroma_stft: give either y or S"):
         chroma_stft()
-    with pytest.raises(ValueError, match="give either a waveform y or a constant-Q transform C"):
+    with pytest.raises(ValueError, match="chroma_cqt: give either y or C"):
         chroma_cqt(y, jnp.ones((84, 5)))
     with pytest.raises(ValueError, match="bins_per_octave 30 must be a multiple of n_chroma 12"):
         chroma_cqt(y, bins_per_octave=30)
-    with pytest.raises(ValueError, match="n_fft must be at least 2 and n_chroma at least 1, got 2048 and 0"):
+    with pytest.raises(ValueError, match=r"n_chroma must lie in \[1, inf\), got 0"):
         chroma_stft(y, n_chroma=0)
-    with pytest.raises(ValueError, match="octwidth must be a positive number of octaves or None, got 0.0"):
+    with pytest.raises(ValueError, match=r"octwidth must lie in \(0, inf\), got 0.0"):
         chroma_stft(y, octwidth=0.0)

@@ -1,7 +1,6 @@
 """Constant-Q transforms against librosa, against their definition and closed forms, and the exact round trip."""
 
 import importlib.metadata
-import inspect
 from typing import Any
 
 import jax
@@ -257,14 +256,14 @@ def test_gradients_equal_finite_differences():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(hop_length=0), "hop_length must be at least 1 sample, got 0"),
-        (dict(n_bins=0), "n_bins 0 and bins_per_octave 12 must be at least 1 and fmin .* positive"),
-        (dict(bins_per_octave=0), "bins_per_octave 0 must be at least 1"),
-        (dict(fmin=-1.0), "fmin -1.0 Hz positive"),
+        (dict(hop_length=0), r"hop_length must lie in \[1, inf\), got 0"),
+        (dict(n_bins=0), r"n_bins must lie in \[1, inf\), got 0"),
+        (dict(bins_per_octave=0), r"bins_per_octave must lie in \[1, inf\), got 0"),
+        (dict(fmin=-1.0), r"fmin must lie in \[0, inf\), got -1.0"),
         (dict(fmin=12000.0, n_bins=1), r"above half of sr \(11025 Hz\); use fewer bins or a lower fmin"),
         (dict(n_bins=120), "the highest of 120 bins from fmin 32.7 Hz reaches .* above half of sr"),
-        (dict(filter_scale=0.0), "filter_scale 0.0 must be positive"),
-        (dict(sparsity=1.0), "sparsity 1.0 at least 0 and below 1"),
+        (dict(filter_scale=0.0), r"filter_scale must lie in \(0, inf\), got 0.0"),
+        (dict(sparsity=1.0), r"sparsity must lie in \[0, 1\), got 1.0"),
         (dict(window="square"), "window 'square' is unknown"),
     ],
 )
@@ -277,10 +276,10 @@ def test_impossible_options_are_refused(options, message):
     ("options", "message"),
     [
         (dict(hop_length=20), "hop_length 20 must be from 1 to 19 samples.*use more bins per octave for a longer hop"),
-        (dict(hop_length=0), "hop_length 0 must be from 1"),
+        (dict(hop_length=0), r"hop_length must lie in \[1, inf\), got 0"),
         (dict(fmin=0.0), "fmin 0.0 Hz between 0 and 11025.0 Hz"),
         (dict(fmin=11025.0), "fmin 11025.0 Hz between 0 and 11025.0 Hz"),
-        (dict(bins_per_octave=0), "bins_per_octave 0 must be at least 1"),
+        (dict(bins_per_octave=0), r"bins_per_octave must lie in \[1, inf\), got 0"),
     ],
 )
 def test_impossible_bands_are_refused(options, message):
@@ -295,9 +294,9 @@ def test_icqt_refuses_what_invertible_cqt_did_not_make():
 
 @pytest.mark.parametrize("function", [vqt, invertible_cqt])
 def test_unusable_waves_are_refused(function):
-    with pytest.raises(ValueError, match="0 samples, a constant-Q transform needs at least 1"):
+    with pytest.raises(ValueError, match="y has 0 samples, at least 1 is needed"):
         function(jnp.ones((2, 0)))
     with pytest.raises(TypeError, match="floating point.*int16; divide by full scale"):
-        inspect.unwrap(function)(jnp.ones(1000, jnp.int16))  # unwrapped: the annotation checks would refuse it first
-    with pytest.raises(ValueError, match="gamma -1.0 None or not negative"):
+        function(jnp.ones(1000, jnp.int16))
+    with pytest.raises(ValueError, match=r"gamma must lie in \[0, inf\), got -1.0"):
         vqt(jnp.ones(1000), gamma=-1.0)

@@ -87,17 +87,17 @@ def test_a_spectrogram_may_be_given_instead():
     ):
         f = getattr(features, name)
         assert max_relative(f(S=S), f(y, **SIZES)) <= 1e-5
-        with pytest.raises(ValueError, match="either a waveform y or a spectrogram S"):
+        with pytest.raises(ValueError, match="give either y or S"):
             f(y, S)
 
 
 def test_bad_options_are_refused():
     y = jnp.ones(4096)
-    with pytest.raises(ValueError, match="roll_percent must lie between 0 and 1, got 1"):
+    with pytest.raises(ValueError, match=r"roll_percent must lie in \(0, 1\), got 1"):
         features.spectral_rolloff(y, roll_percent=1.0)
     with pytest.raises(ValueError, match="9 octaves from fmin 200.0 Hz do not fit below 11025.0 Hz"):
         features.spectral_contrast(y, n_bands=9)
-    with pytest.raises(ValueError, match="lag 0 and max_size 1 must be at least 1"):
+    with pytest.raises(ValueError, match=r"lag must lie in \[1, inf\), got 0"):
         features.onset_strength(y, lag=0)
     with pytest.raises(ValueError, match="S has 3 bins, frame_length 2048 gives 1025"):
         features.rms(S=jnp.ones((3, 2)))

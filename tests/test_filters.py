@@ -1,7 +1,5 @@
 """Filters against scipy in double precision, and weighting curves against librosa and the standard's tables."""
 
-import inspect
-
 import jax
 import jax.numpy as jnp
 import librosa
@@ -69,7 +67,7 @@ def test_unusable_sections_are_refused():
         sosfilt(jnp.ones(10), sos=((1.0, 0.0, 0.0, 1.0, -1.0, 0.0),))
     for sos in (((1.0, 0.0, 1.0, 0.0, 0.0),), ((1.0, 0.0, 0.0, 2.0, 0.0, 0.0),)):
         with pytest.raises(ValueError, match="six numbers .* divide each by its a0"):
-            inspect.unwrap(sosfilt)(jnp.ones(10), sos=sos)
+            sosfilt(jnp.ones(10), sos=sos)
 
 
 @pytest.mark.parametrize(("length", "taps"), [(1000, 50), (50, 1000), (1, 1)])
@@ -159,11 +157,11 @@ def test_k_weighting_is_the_same_at_any_rate(sr):
 
 def test_bad_filter_arguments_are_refused():
     one = jnp.ones(())
-    with pytest.raises(ValueError, match="sr 0 Hz and q 1.0 must be positive"):
+    with pytest.raises(ValueError, match=r"sr must lie in \(0, inf\), got 0"):
         biquad_response(jnp.ones(3), one, one, kind="peaking", sr=0, q=1.0)
-    with pytest.raises(ValueError, match="kind 'notch' is unknown; use low_pass"):
-        inspect.unwrap(biquad_response)(jnp.ones(3), one, one, kind="notch", sr=8000)
+    with pytest.raises(ValueError, match="biquad_response: kind must be 'low_pass', .* or 'high_shelf', got 'notch'"):
+        biquad_response(jnp.ones(3), one, one, kind="notch", sr=8000)
     with pytest.raises(ValueError, match="sr 3000 Hz is too low for K-weighting"):
         K_weighting(jnp.ones(3), sr=3000)
     with pytest.raises(TypeError, match="divide by full scale"):
-        inspect.unwrap(sosfilt)(jnp.ones(3, jnp.int16), sos=k_sections(48000))
+        sosfilt(jnp.ones(3, jnp.int16), sos=k_sections(48000))

@@ -1,6 +1,5 @@
 """Loudness against pyloudnorm, the EBU's synthetic test signals (Tech 3341 and 3342) and interpolation in float64."""
 
-import inspect
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -226,14 +225,14 @@ def test_bad_arguments_are_refused():
     for axis in (-1, 2, -4):
         with pytest.raises(ValueError, match=f"channels_axis {axis} is no axis before the samples"):
             momentary_loudness(y, sr=8000, channels_axis=axis)
-    for sr in (0, -1, 3000):
+    for sr in (1, 3000):
         with pytest.raises(ValueError, match=f"sr {sr} Hz is too low for K-weighting"):
             loudness_range(y, sr=sr)
-    with pytest.raises(ValueError, match="sr must be a positive rate in Hz, got 0"):
+    with pytest.raises(ValueError, match=r"sr must lie in \(0, inf\), got 0"):
         frame_loudness(y, sr=0)
-    with pytest.raises(ValueError, match="weighting 'B' is unknown; use 'A', 'C', 'K' or None"):
-        inspect.unwrap(frame_loudness)(y, weighting="B")
-    with pytest.raises(ValueError, match="oversampling must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="weighting must be 'A', 'C', 'K' or None, got 'B'"):
+        frame_loudness(y, weighting="B")
+    with pytest.raises(ValueError, match=r"oversampling must lie in \[1, inf\), got 0"):
         true_peak(y, oversampling=0)
     with pytest.raises(TypeError, match="divide by full scale"):
-        inspect.unwrap(integrated_loudness)(jnp.ones(8000, jnp.int16), sr=8000)
+        integrated_loudness(jnp.ones(8000, jnp.int16), sr=8000)

@@ -91,19 +91,22 @@ def test_compressed_stft_of_silence(exponent):
 @pytest.mark.parametrize("kind", [CompressedStft, Magnitude, LogMel])
 @pytest.mark.parametrize(("n_fft", "hop_length"), [(511, 128), (512, 257), (512, 0)])
 def test_sizes_without_an_inverse_are_refused(kind, n_fft, hop_length):
-    with pytest.raises(ValueError, match=rf"n_fft {n_fft} must be even and hop_length {hop_length} at most half"):
+    with pytest.raises(
+        ValueError,
+        match=rf"n_fft {n_fft} must be even and hop_length {hop_length} at most half|hop_length must lie in .*, got 0",
+    ):
         kind(n_fft=n_fft, hop_length=hop_length)
 
 
 @pytest.mark.parametrize(
     ("kind", "options", "message"),
     [
-        (Patches, dict(size=0), "size must be at least 1, got 0"),
-        (Patches, dict(sample_rate=0), "sample_rate must be at least 1, got 0"),
-        (CompressedStft, dict(sample_rate=-1), "sample_rate must be at least 1, got -1"),
-        (Magnitude, dict(phase_period=0), "phase_period must be at least 1, got 0"),
-        (LogMel, dict(phase_period=0), "phase_period must be at least 1, got 0"),
-        (LogMel, dict(n_mels=0), "n_mels must be at least 1, got 0"),
+        (Patches, dict(size=0), r"size must lie in \[1, inf\), got 0"),
+        (Patches, dict(sample_rate=0), r"sample_rate must lie in \[1, inf\), got 0"),
+        (CompressedStft, dict(sample_rate=-1), r"sample_rate must lie in \[1, inf\), got -1"),
+        (Magnitude, dict(phase_period=0), r"phase_period must lie in \[1, inf\), got 0"),
+        (LogMel, dict(phase_period=0), r"phase_period must lie in \[1, inf\), got 0"),
+        (LogMel, dict(n_mels=0), r"n_mels must lie in \[1, inf\), got 0"),
         (LogMel, dict(floor_db=0.0), "floor_db must be below 0 dB, got 0.0"),
     ],
 )

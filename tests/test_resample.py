@@ -1,6 +1,5 @@
 """Resampling against exact sinusoids (stop-band, ripple, delay), soxr, and the definition of a change of speed."""
 
-import inspect
 import itertools
 
 import jax
@@ -162,13 +161,13 @@ def test_gradients_equal_finite_differences(function):
 def test_bad_arguments_are_refused():
     y = jnp.ones(1000)
     for rates in itertools.permutations((0, 16000)):
-        with pytest.raises(ValueError, match="must be positive and finite"):
+        with pytest.raises(ValueError, match=r"_sr must lie in \(0, inf\), got 0"):
             resample(y, orig_sr=rates[0], target_sr=rates[1])
     with pytest.raises(ValueError, match=r"ratio \d+:\d+ needs \d+ filter weights.*larger common divisor"):
         resample(y, orig_sr=44100, target_sr=44101)
-    with pytest.raises(ValueError, match="rolloff 1.0 must lie in"):
+    with pytest.raises(ValueError, match=r"rolloff must lie in \(0, 1\), got 1.0"):
         resample(y, orig_sr=2, target_sr=1, rolloff=1.0)
-    with pytest.raises(ValueError, match="fastest 2.5 must be at least 1 and below 2"):
+    with pytest.raises(ValueError, match=r"fastest must lie in \[1, 2\), got 2.5"):
         change_speed(y, jnp.array(1.0), fastest=2.5)
     with pytest.raises(TypeError, match="divide by full scale"):
-        inspect.unwrap(resample)(jnp.ones(10, jnp.int16), orig_sr=2, target_sr=1)
+        resample(jnp.ones(10, jnp.int16), orig_sr=2, target_sr=1)

@@ -7,8 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.ndimage
 
 from jaxdiff import features
+from jaxdiff.features import effects
+from jaxdiff.features.resample import LARGEST_TERM
 
 SR, SAMPLES = 8000, 1600
 STFT: dict[str, Any] = dict(n_fft=256, hop_length=64)
@@ -136,6 +139,68 @@ def test_gradients_are_finite(name):
     impulse[700] = 1
     for kind, y in dict(silence=silence, subnormal=silence + 1e-40, dc=silence + 0.5, impulse=impulse).items():
         assert np.isfinite(gradient(np.float32(y))).all(), kind
+    for level in (1e-30, 1e-25, 1e-19, 1e-16, 1e-10):
+        assert np.isfinite(gradient(np.float32(level) * sound())).all(), level
+
+
+QUIET = {  # functions and options that the table does not hold
+    "mel of roots": lambda y: features.melspectrogram(y, power=0.5, **MEL),
+    "mel of tenth powers": lambda y: features.melspectrogram(y, power=0.1, **MEL),
+    "mel stream of roots": lambda y: (s := features.melspectrogram_stream(power=0.5, **MEL)).step(s.init(), y[:640])[1],
+    "magphase of roots": lambda y: features.magphase(spectrum(y), power=0.5)[0],
+    "bandwidth of roots": lambda y: features.spectral_bandwidth(y, p=0.5, sr=SR, **STFT),
+    "flatness of roots": lambda y: features.spectral_flatness(y, power=0.5, **STFT),
+    "amplitude to a tiny floor": lambda y: features.amplitude_to_db(magnitudes(y), ref=jnp.max, amin=1e-30),
+    "loudness to a tiny floor": lambda y: features.frame_loudness(y, min_db=-1000.0, sr=SR, **STFT),
+    "noise": lambda y: features.add_noise(jnp.ones_like(y), y, jnp.array(10.0)),
+    "noise and sound": lambda y: features.add_noise(y, y[::-1], jnp.array(10.0)),
+    "true peak": features.true_peak,
+    "mel loss": lambda y: features.mel_loss(y, y[::-1], **MEL),
+    "stft loss": lambda y: features.multi_resolution_stft_loss(y, y[::-1], resolutions=((128, 32, 128),)),
+    "squared magnitudes": lambda y: features.Magnitude(SR, 256, 64, exponent=2.0, n_iter=1).decode(magnitudes(y).mT),
+}
+
+
+@pytest.mark.parametrize("name", QUIET)
+def test_gradients_are_finite_however_quiet(name):
+    gradient = jax.jit(jax.grad(lambda y: (QUIET[name](y) * 1.7).sum()))
+    for level in (0, 1e-40, 1e-30, 1e-25, 1e-19, 1e-16, 1e-10):
+        assert np.isfinite(gradient(np.float32(level) * sound())).all(), level
+
+
+def test_quiet_sounds_are_described_as_loud_ones():
+    loud, options = sound(), dict(sr=SR, **STFT)
+    for name in ("spectral_centroid", "spectral_bandwidth", "chroma_stft"):
+        f = getattr(features, name)
+        np.testing.assert_allclose(f(np.float32(2**-53) * loud, **options), f(loud, **options), rtol=1e-5)
+    np.testing.assert_array_equal(2.0**50 * features.rms(np.float32(2**-50) * loud), features.rms(loud))
+    yin = lambda y: features.yin(y, fmin=100.0, fmax=1000.0, sr=SR, frame_length=256)  # noqa: E731
+    np.testing.assert_array_equal(yin(np.float32(2**-53) * loud), yin(loud))
+
+
+def test_pitch_is_shifted_by_what_is_asked():
+    for steps in np.arange(-48, 48.001, 0.0137):
+        rate, few = effects._near(2 ** (-steps / 12))
+        assert abs(1200 * np.log2(float(rate)) + 100 * steps) <= 0.03
+        assert max(rate.numerator, rate.denominator) <= (256 * 16 if few else LARGEST_TERM)
+    t = np.arange(24000) / SR
+    for steps in (0.05, 12.034):
+        y = np.asarray(features.pitch_shift(np.float32(np.sin(2 * np.pi * 440 * t)), n_steps=steps, **STFT), float)
+        turned = y[4000:-4000] * np.exp(-2j * np.pi * 440 * 2 ** (steps / 12) * t[4000:-4000])
+        phase = np.unwrap(np.angle(np.convolve(turned, np.hanning(2000), "valid")))
+        slope = np.polyfit(np.arange(len(phase)) / SR, phase, 1)[0] / (2 * np.pi)  # Hz
+        assert abs(1200 * np.log2(1 + slope / (440 * 2 ** (steps / 12)))) <= 0.05
+    with pytest.raises(ValueError, match="n_steps 120 of 12 per octave is 10 octaves; use at most 4"):
+        features.pitch_shift(y, n_steps=120)
+
+
+def test_medians_equal_scipy_s():
+    S = np.random.default_rng(0).standard_normal((70, 80)).astype(np.float32)
+    for size in (1, 5, 65):
+        for axis in (0, 1):
+            shape = (size, 1) if axis == 0 else (1, size)
+            expected = scipy.ndimage.median_filter(S, size=shape, mode="reflect")
+            np.testing.assert_array_equal(effects._median(jnp.asarray(S), size, axis), expected)
 
 
 @pytest.mark.parametrize("name", sorted(set(TRANSFORMS) - NOT_SMOOTH))

@@ -18,9 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from .arguments import check_array, checked
 from .filters import Kind, biquad_response, fft_convolve, shape_spectrum
 from .resample import change_speed
-from .spectral import check_wave
+from .spectral import power_of_two, safe_power
 from .transform import each_item, transform
 
 _DECAYED = 16.0  # time constants until an impulse response has fallen by 1e-7
@@ -34,7 +35,7 @@ class Augmentation:
     axes: int = 1
 
     def __call__(self, y: Float[Array, "..."], key: PRNGKeyArray) -> Float[Array, "..."]:
-        check_wave(y)
+        check_array("augmentation", "y", y, Float[Array, "... samples" if self.axes == 1 else "... bins frames"])
         lead = y.shape[: y.ndim - self.axes]
         if not lead:
             return self.item(y, key)
@@ -60,14 +61,13 @@ def compose(*augmentations: Augmentation) -> Augmentation:
     return Augmentation(item, *kinds)
 
 
+@checked
 def sometimes(augmentation: Augmentation, probability: float) -> Augmentation:
     """With `probability` the augmentation, else the sound as it is.
 
     >>> sometimes(polarity_inversion(), 0.0)(jnp.ones(3), jax.random.key(0)).tolist()
     [1.0, 1.0, 1.0]
     """
-    if not 0 <= probability <= 1:
-        raise ValueError(f"probability must lie in [0, 1], got {probability}")
 
     def item(y, key):
         choice, key = jax.random.split(key)
@@ -89,6 +89,7 @@ def _check_range(what: str, low: float, high: float, least: float = -math.inf, m
         raise ValueError(f"{what} must satisfy {least} <= low <= high <= {most}, got low {low} and high {high}")
 
 
+@checked
 def gain(low_db: float, high_db: float) -> Augmentation:
     """Louder or softer by a random gain in dB.
 
@@ -108,6 +109,7 @@ def polarity_inversion() -> Augmentation:
     return Augmentation(lambda y, key: -y)
 
 
+@checked
 def shift(low: int, high: int, *, roll: bool = False) -> Augmentation:
     """Later by a random whole number of samples (earlier if negative), with silence or, if `roll`, the other end.
 
@@ -136,14 +138,16 @@ def add_noise(
     >>> print(add_noise(jnp.array([1.0, -1.0]), jnp.array([3.0, 3.0]), jnp.array(20.0)))
     [ 1.1 -0.9]
     """
-    check_wave(y)
+    own, other = power_of_two(y, -1), power_of_two(noise, -1)
     power = lambda x: jnp.mean(x**2, axis=-1, keepdims=True)  # noqa: E731
-    tiny = jnp.finfo(y.dtype).tiny
-    ratio = power(y) / jnp.maximum(power(noise), tiny)
-    scale = jnp.where(ratio > tiny, jnp.sqrt(jnp.maximum(ratio, tiny)), 0)
+    loudness = power(noise / other)
+    heard = loudness > 1e-20  # otherwise the noise is silent
+    ratio = jnp.where(heard, power(y / own) / jnp.where(heard, loudness, 1), 0)
+    scale = safe_power(ratio, 0.5) * (own / other)
     return y + scale * 10 ** (-jnp.asarray(snr_db, y.dtype)[..., None] / 20) * noise
 
 
+@checked
 def colored_noise(
     low_snr_db: float, high_snr_db: float, low_exponent: float = 0.0, high_exponent: float = 0.0
 ) -> Augmentation:
@@ -166,6 +170,7 @@ def colored_noise(
     return Augmentation(item)
 
 
+@checked
 def background_noise(noise: Float[Array, "count length"], low_snr_db: float, high_snr_db: float) -> Augmentation:
     """A random recording out of `noise`, from a random sample on and repeated as needed, at a random SNR.
 
@@ -178,7 +183,7 @@ def background_noise(noise: Float[Array, "count length"], low_snr_db: float, hig
 
     def item(y, key):
         snr, which, start = jax.random.split(key, 3)
-        recording = noise[jax.random.randint(which, (), 0, noise.shape[0])]
+        recording = jnp.asarray(noise)[jax.random.randint(which, (), 0, noise.shape[0])]
         start = jax.random.randint(start, (), 0, noise.shape[1])
         excerpt = jnp.resize(jnp.roll(recording, -start), y.shape)
         return add_noise(y, excerpt, _uniform(snr, low_snr_db, high_snr_db, y))
@@ -203,6 +208,7 @@ def room_response(
     return jnp.concatenate([jnp.ones(1, rt60.dtype), tail])
 
 
+@checked
 def reverberation(
     low_rt60: float, high_rt60: float, low_drr_db: float, high_drr_db: float, *, sr: float
 ) -> Augmentation:
@@ -234,6 +240,7 @@ def _pass(kind: Kind, low_hz: float, high_hz: float, sr: float) -> Augmentation:
     return Augmentation(item)
 
 
+@checked
 def low_pass(low_hz: float, high_hz: float, *, sr: float) -> Augmentation:
     """A second-order Butterworth low-pass (12 dB per octave) with a random corner frequency.
 
@@ -243,6 +250,7 @@ def low_pass(low_hz: float, high_hz: float, *, sr: float) -> Augmentation:
     return _pass("low_pass", low_hz, high_hz, sr)
 
 
+@checked
 def high_pass(low_hz: float, high_hz: float, *, sr: float) -> Augmentation:
     """A second-order Butterworth high-pass (12 dB per octave) with a random corner frequency.
 
@@ -252,6 +260,7 @@ def high_pass(low_hz: float, high_hz: float, *, sr: float) -> Augmentation:
     return _pass("high_pass", low_hz, high_hz, sr)
 
 
+@checked
 def equalizer(
     low_db: float, high_db: float, *, sr: float, low_hz: float = 60.0, high_hz: float | None = None, peaks: int = 3
 ) -> Augmentation:
@@ -283,6 +292,7 @@ def equalizer(
     return Augmentation(item)
 
 
+@checked
 def clipping(low_db: float, high_db: float) -> Augmentation:
     """Hard clipping at a random number of dB below the peak.
 
@@ -298,6 +308,7 @@ def clipping(low_db: float, high_db: float) -> Augmentation:
     return Augmentation(item)
 
 
+@checked
 def bit_crush(low_bits: int, high_bits: int) -> Augmentation:
     """Rounded to a random number of bits per sample for full scale [-1, 1); the gradient passes straight through.
 
@@ -314,6 +325,7 @@ def bit_crush(low_bits: int, high_bits: int) -> Augmentation:
     return Augmentation(item)
 
 
+@checked
 def speed(low: float, high: float) -> Augmentation:
     """Played faster by a random factor, tempo and pitch together (`change_speed`); cut or filled with silence.
 
@@ -341,6 +353,7 @@ def _masking(axis: int, largest: int, count: int, value: float) -> Augmentation:
     return Augmentation(item, axes=2)
 
 
+@checked
 def time_masking(largest: int, *, count: int = 1, value: float = 0.0) -> Augmentation:
     """SpecAugment: `count` runs of 0 to `largest` frames of `[..., bins, frames]` become `value` (Park et al. 2019).
 
@@ -350,6 +363,7 @@ def time_masking(largest: int, *, count: int = 1, value: float = 0.0) -> Augment
     return _masking(1, largest, count, value)
 
 
+@checked
 def frequency_masking(largest: int, *, count: int = 1, value: float = 0.0) -> Augmentation:
     """SpecAugment: `count` runs of 0 to `largest` bins of `[..., bins, frames]` become `value` (Park et al. 2019).
 
@@ -376,8 +390,6 @@ def mix_up(y: Float[Array, "batch ..."], *, alpha: float = 0.4, key: PRNGKeyArra
     >>> mix_up(jnp.ones((4, 8)), key=jax.random.key(0)).weight.shape
     (4,)
     """
-    if alpha <= 0:
-        raise ValueError(f"alpha must be positive, got {alpha}")
     count = y.shape[0]
     partner = jax.random.permutation(key, count)
     keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(count))

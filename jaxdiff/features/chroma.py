@@ -15,12 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Inexact
 
+from .arguments import checked
 from .constantq import C1, cqt
-from .spectral import Method, stft
-from .transform import each_item, transform
+from .spectral import Method, each_spectrum, magnitude_power
+from .transform import transform
 from .windows import Window
 
 
+@checked
 @functools.lru_cache(maxsize=16)
 def chroma_filterbank(
     sr: float,
@@ -41,10 +43,8 @@ def chroma_filterbank(
     >>> chroma_filterbank(22050, 2048).shape
     (12, 1025)
     """
-    if n_fft < 2 or n_chroma < 1:
-        raise ValueError(f"n_fft must be at least 2 and n_chroma at least 1, got {n_fft} and {n_chroma}")
-    if octwidth is not None and octwidth <= 0:
-        raise ValueError(f"octwidth must be a positive number of octaves or None, got {octwidth}")
+    if n_fft < 2:
+        raise ValueError(f"n_fft must be at least 2, got {n_fft}")
     a0 = 27.5 * 2 ** (tuning / n_chroma)
     octaves = np.log2(np.arange(1, n_fft) * (sr / n_fft) / a0)
     octaves = np.concatenate([octaves[:1] - 1.5, octaves])  # 0 Hz: 1.5 octaves below bin 1
@@ -62,6 +62,7 @@ def chroma_filterbank(
     return filters
 
 
+@checked
 @functools.lru_cache(maxsize=16)
 def cq_to_chroma(
     n_input: int, bins_per_octave: int = 12, n_chroma: int = 12, fmin: float = C1, base_c: bool = True
@@ -70,7 +71,7 @@ def cq_to_chroma(
 
     The first bin is at `fmin` Hz; the bins nearest to a pitch class are summed (of an even number the lower half's).
     """
-    if n_chroma < 1 or bins_per_octave < 1 or bins_per_octave % n_chroma:
+    if bins_per_octave % n_chroma:
         raise ValueError(f"bins_per_octave {bins_per_octave} must be a multiple of n_chroma {n_chroma}")
     merged = bins_per_octave // n_chroma
     semitones = (12 * np.log2(fmin / 440) + 69) % 12 - (0 if base_c else 9)
@@ -108,8 +109,6 @@ def chroma_stft(
     >>> int(chroma_stft(tone)[:, 8].argmax())  # A, nine semitones above C
     9
     """
-    if (y is None) == (S is None):
-        raise ValueError("give either a waveform y or a power spectrogram S")
     if S is not None and S.shape[-2] != 1 + n_fft // 2:
         n_fft = 2 * (S.shape[-2] - 1)
     filters = chroma_filterbank(sr, n_fft, n_chroma, tuning, ctroct, octwidth, base_c=base_c)
@@ -117,12 +116,10 @@ def chroma_stft(
         return _normalise(_fold(filters, S), norm)
     assert y is not None
 
-    def one(y: Array) -> Array:
-        sizes: dict[str, Any] = dict(n_fft=n_fft, hop_length=hop_length, win_length=win_length, window=window)
-        X = stft(y, **sizes, center=center, pad_mode=pad_mode, method=method)
-        return _normalise(_fold(filters, X.real**2 + X.imag**2), norm)
+    def one(X: Array) -> Array:
+        return _normalise(_fold(filters, magnitude_power(X.T, 2)), norm)
 
-    return each_item(one, y)
+    return each_spectrum(one, y, n_fft, hop_length, win_length, window, center, pad_mode, method)
 
 
 @transform
@@ -149,8 +146,6 @@ def chroma_cqt(
     >>> int(chroma_cqt(tone)[:, 20].argmax())  # A, nine semitones above C
     9
     """
-    if (y is None) == (C is None):
-        raise ValueError("give either a waveform y or a constant-Q transform C")
     bins_per_octave = n_chroma if bins_per_octave is None else bins_per_octave
     n_bins = n_octaves * bins_per_octave if C is None else C.shape[-2]
     filters = cq_to_chroma(n_bins, bins_per_octave, n_chroma, C1 if fmin is None else fmin)
@@ -169,14 +164,12 @@ def _fold(filters: np.ndarray, S: Float[Array, "... bins frames"]) -> Float[Arra
 
 
 def _normalise(S: Float[Array, "... chroma frames"], norm: float | None) -> Float[Array, "... chroma frames"]:
-    """Each frame of the non-negative `S` divided by its p-norm; a frame below 1e-30 stays as it is."""
+    """Each frame of the non-negative `S` divided by its p-norm; a frame below 1e-35 stays as it is."""
     if norm is None:
         return S
-    if not norm > 0:
-        raise ValueError(f"norm must be infinity, a positive number p or None, got {norm}")
     # A constant factor per frame first, so that no square or power of a tiny norm appears in the gradient.
     largest = jax.lax.stop_gradient(S.max(axis=-2, keepdims=True))
-    silent = largest < 1e-30
+    silent = largest < 1e-35
     x = jnp.where(silent, 1, S / jnp.where(silent, 1, largest))
     size = x.max(axis=-2, keepdims=True) if norm == np.inf else (x**norm).sum(axis=-2, keepdims=True) ** (1 / norm)
     return jnp.where(silent, S, x / size)

@@ -12,25 +12,25 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.fft
 from jaxtyping import Array, Complex, Float
 
-from .spectral import check_wave
+from .arguments import checked
 from .transform import each_item, transform
-from .windows import Window, fft_window, frame
+from .windows import MAX_COPIES, Window, fft_window, frame, pad
 
 C1 = 440 * 2**-3.75  # Hz, librosa's lowest bin
 
 
+@checked
 def cqt_frequencies(n_bins: int, fmin: float = C1, bins_per_octave: int = 12, tuning: float = 0.0) -> np.ndarray:
     """Centre frequencies in Hz of `n_bins` bins from `fmin` upwards; `tuning` is in bins (float64).
 
     >>> cqt_frequencies(3, fmin=100.0, bins_per_octave=1).tolist()
     [100.0, 200.0, 400.0]
     """
-    if not (n_bins >= 1 and bins_per_octave >= 1 and fmin > 0):
-        raise ValueError(
-            f"n_bins {n_bins} and bins_per_octave {bins_per_octave} must be at least 1 and fmin {fmin} Hz positive"
-        )
+    if fmin <= 0:
+        raise ValueError(f"fmin must be positive, got {fmin} Hz")
     return fmin * 2.0 ** ((np.arange(n_bins) + tuning) / bins_per_octave)
 
 
@@ -69,7 +69,6 @@ def vqt(
     >>> vqt(jnp.ones(22050), n_bins=60).shape
     (60, 44)
     """
-    check_samples(y)
     fmin = C1 if fmin is None else fmin
     octaves = _octaves(
         sr, hop_length, fmin, n_bins, gamma, bins_per_octave, tuning, filter_scale, norm, sparsity, window, scale
@@ -80,7 +79,7 @@ def vqt(
         bins, reached = [], 1
         for factor, filters in octaves:
             y, reached = _decimate(y, factor // reached), factor
-            padded = jnp.pad(y, len(filters) // 2, mode=pad_mode)
+            padded = pad(y, len(filters) // 2, len(filters) // 2, pad_mode)
             real, imag = jnp.split(_correlate(padded, filters, hop_length // factor, frames), 2, axis=-1)
             bins.append(jax.lax.complex(real, imag).T)
         return jnp.concatenate(bins[::-1])
@@ -118,21 +117,23 @@ def cqt(
     return vqt(y, hop_length=hop_length, **pitch, **shape, pad_mode=pad_mode)
 
 
-def check_samples(y: Array) -> None:
-    check_wave(y)
-    if y.shape[-1] == 0:
-        raise ValueError("the waveform has 0 samples, a constant-Q transform needs at least 1")
-
-
 def _correlate(
     y: Float[Array, " samples"], filters: np.ndarray, hop_length: int, frames: int
 ) -> Float[Array, "frames filters"]:
     """Inner products of `filters` [length, filters] with the wave at 0, hop_length, 2 hop_length ... (zero beyond it).
 
     Shifted copies of the filters stand side by side, so that one wide matrix product serves several frames at once:
-    enough of them for 64 columns and for at most 16 slices in `frame`, none where frames do not overlap.
+    enough of them for 64 columns and for at most 16 slices in `frame`, none where frames do not overlap. Where that
+    would be more than `MAX_COPIES`, products of spectra give all positions.
     """
     length, outputs = filters.shape
+    if length > 16 * hop_length * MAX_COPIES:
+        span = (frames - 1) * hop_length + length
+        size = scipy.fft.next_fast_len(span, real=True)
+        spectra = (
+            jnp.fft.rfft(y[:span], size)[:, None] * jnp.fft.rfft(jnp.asarray(filters, y.dtype), size, axis=0).conj()
+        )
+        return jnp.fft.irfft(spectra, size, axis=0)[: span - length + 1 : hop_length]
     copies = min(-(-length // hop_length), max(-(-64 // outputs), -(-length // (16 * hop_length))))
     stride, width = copies * hop_length, length + (copies - 1) * hop_length
     wide = np.zeros((width, copies, outputs))
@@ -187,13 +188,6 @@ def _octaves(
 
     The first half of the columns gives the real part and the second half the imaginary part.
     """
-    if hop_length < 1:
-        raise ValueError(f"hop_length must be at least 1 sample, got {hop_length}")
-    if filter_scale <= 0 or (gamma is not None and gamma < 0) or not 0 <= sparsity < 1:
-        raise ValueError(
-            f"filter_scale {filter_scale} must be positive, gamma {gamma} None or not negative, "
-            f"and sparsity {sparsity} at least 0 and below 1"
-        )
     frequencies = cqt_frequencies(n_bins, fmin, bins_per_octave, tuning)
     ratio: float = 4.0 ** (1 / bins_per_octave)
     alpha = (ratio - 1) / (ratio + 1)  # half the distance of a bin's neighbours, over its frequency

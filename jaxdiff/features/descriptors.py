@@ -5,31 +5,18 @@ Hz. Gradients are finite at silence, where a descriptor is 0 (flatness 1). Sourc
 features"; Jiang et al. 2002 (contrast); Boeck & Widmer 2013 (onset strength).
 """
 
-from typing import Any
-
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from .arguments import checked
 from .mel import melspectrogram
-from .spectral import cut_frames, power_to_db, stft
+from .spectral import both_sides, cut_frames, each_spectrum, power_of_two, power_to_db, safe_power
 from .transform import each_item, transform
 from .windows import Window
 
-_TINY = 1e-30
 
-
-def magnitudes(y: Array | None, S: Array | None, power: float = 1.0, **options) -> Array:
-    """`S`, or the STFT magnitudes of `y` raised to `power`."""
-    if (y is None) == (S is None):
-        raise ValueError("give either a waveform y or a spectrogram S")
-    if S is not None:
-        return S
-    assert y is not None
-    magnitude = jnp.abs(stft(y, **options))
-    return magnitude if power == 1 else magnitude**power
-
-
+@checked
 def fft_frequencies(*, sr: float = 22050, n_fft: int = 2048) -> np.ndarray:
     """Centre frequencies of the STFT's bins in Hz (float64), as `librosa.fft_frequencies`.
 
@@ -39,6 +26,11 @@ def fft_frequencies(*, sr: float = 22050, n_fft: int = 2048) -> np.ndarray:
     return np.fft.rfftfreq(n_fft, 1 / sr)
 
 
+def _magnitudes(y: Array | None, S: Array | None, *options) -> Array:
+    """`S`, or the STFT magnitudes of `y`."""
+    return jnp.abs(each_spectrum(lambda X: X.mT, y, *options, method="auto")) if S is None else S
+
+
 def _column(S: Array, sr: float) -> Array:
     """The frequencies of `S`'s bins as a column that broadcasts over frames."""
     return jnp.asarray(fft_frequencies(sr=sr, n_fft=2 * (S.shape[-2] - 1)), S.dtype)[:, None]
@@ -46,14 +38,9 @@ def _column(S: Array, sr: float) -> Array:
 
 def _shares(S: Array) -> Array:
     """`S` divided by its sum over bins; all zero where the sum is."""
+    S = S / power_of_two(S, -2)
     total = S.sum(-2, keepdims=True)
-    return S / jnp.where(total > _TINY, total, 1)
-
-
-def _safe_power(x: Array, exponent: float) -> Array:
-    """`x ** exponent` of non-negative `x`, with gradient 0 at 0."""
-    positive = x > _TINY
-    return jnp.where(positive, jnp.where(positive, x, 1) ** exponent, 0)
+    return S / jnp.where(total > 0.25, total, 1)  # at silence it is far less, elsewhere at least a half
 
 
 @transform
@@ -75,8 +62,7 @@ def spectral_centroid(
     >>> abs(float(spectral_centroid(tone, sr=8000)[0, 4]) - 1000) < 2
     True
     """
-    options: dict[str, Any] = dict(n_fft=n_fft, hop_length=hop_length, win_length=win_length, window=window)
-    S = magnitudes(y, S, **options, center=center, pad_mode=pad_mode)
+    S = _magnitudes(y, S, n_fft, hop_length, win_length, window, center, pad_mode)
     return (_column(S, sr) * _shares(S)).sum(-2, keepdims=True)
 
 
@@ -100,11 +86,10 @@ def spectral_bandwidth(
     >>> float(spectral_bandwidth(S=jnp.array([[1.0], [0.0], [1.0]]), sr=8000)[0, 0])
     2000.0
     """
-    options: dict[str, Any] = dict(n_fft=n_fft, hop_length=hop_length, win_length=win_length, window=window)
-    S = magnitudes(y, S, **options, center=center, pad_mode=pad_mode)
+    S = _magnitudes(y, S, n_fft, hop_length, win_length, window, center, pad_mode)
     deviation = jnp.abs(_column(S, sr) - spectral_centroid(S=S, sr=sr))
-    deviation = deviation**2 if p == 2 else _safe_power(deviation, p)
-    return _safe_power(((_shares(S) if norm else S) * deviation).sum(-2, keepdims=True), 1 / p)
+    deviation = deviation**2 if p == 2 else safe_power(deviation, p)
+    return safe_power(((_shares(S) if norm else S) * deviation).sum(-2, keepdims=True), 1 / p)
 
 
 @transform
@@ -126,10 +111,7 @@ def spectral_rolloff(
     >>> float(spectral_rolloff(S=jnp.array([[1.0], [8.0], [1.0]]), sr=8000)[0, 0])
     2000.0
     """
-    if not 0 < roll_percent < 1:
-        raise ValueError(f"roll_percent must lie between 0 and 1, got {roll_percent}")
-    options: dict[str, Any] = dict(n_fft=n_fft, hop_length=hop_length, win_length=win_length, window=window)
-    S = magnitudes(y, S, **options, center=center, pad_mode=pad_mode)
+    S = _magnitudes(y, S, n_fft, hop_length, win_length, window, center, pad_mode)
     below = jnp.cumsum(S, axis=-2)
     reached = jnp.argmax(below >= roll_percent * below[..., -1:, :], axis=-2, keepdims=True)
     return _column(S, sr)[:, 0][reached]
@@ -154,13 +136,10 @@ def spectral_flatness(
     >>> round(float(spectral_flatness(S=jnp.array([[1.0], [1.0], [4.0]]), power=1.0)[0, 0]), 4)
     0.7937
     """
-    if amin <= 0:
-        raise ValueError(f"amin must be positive, got {amin}")
-    options: dict[str, Any] = dict(n_fft=n_fft, hop_length=hop_length, win_length=win_length, window=window)
-    S = magnitudes(y, S, **options, center=center, pad_mode=pad_mode)
+    S = _magnitudes(y, S, n_fft, hop_length, win_length, window, center, pad_mode)
 
     def one(S: Array) -> Array:
-        S = jnp.maximum(amin, S**2 if power == 2 else _safe_power(S, power))
+        S = jnp.maximum(amin, S**2 if power == 2 else safe_power(S, power))
         return jnp.exp(jnp.log(S).mean(0, keepdims=True)) / S.mean(0, keepdims=True)
 
     return each_item(one, S, axes=2)
@@ -191,16 +170,15 @@ def spectral_contrast(
     (7, 9)
     """
     edges = fmin * 2.0 ** np.arange(n_bands + 1)
-    if fmin <= 0 or n_bands < 1 or edges[-2] >= sr / 2:
+    if fmin <= 0 or edges[-2] >= sr / 2:
         raise ValueError(f"{n_bands} octaves from fmin {fmin} Hz do not fit below {sr / 2} Hz; lower one of them")
-    if not 0 < quantile < 1:
-        raise ValueError(f"quantile must lie between 0 and 1, got {quantile}")
-    options: dict[str, Any] = dict(n_fft=n_fft, hop_length=hop_length, win_length=win_length, window=window)
-    S = magnitudes(y, S, **options, center=center, pad_mode=pad_mode)
+    S = _magnitudes(y, S, n_fft, hop_length, win_length, window, center, pad_mode)
     frequencies = fft_frequencies(sr=sr, n_fft=2 * (S.shape[-2] - 1))
     peaks, valleys = [], []
     for band, (low, high) in enumerate(zip([0.0, *edges[:-1]], edges, strict=True)):
         inside = np.flatnonzero((frequencies >= low) & (frequencies <= high))
+        if len(inside) == 0:
+            raise ValueError(f"the band from {low} to {high} Hz holds no bin; raise fmin or n_fft")
         first = inside[0] - (band > 0)
         stop = len(frequencies) if band == n_bands else inside[-1] + 1
         count = max(1, int(np.rint(quantile * (stop - first))))
@@ -226,8 +204,6 @@ def rms(
     >>> float(rms(jnp.full(4096, 0.5))[0, 4])
     0.5
     """
-    if (y is None) == (S is None):
-        raise ValueError("give either a waveform y or a spectrogram S")
     if y is not None:
         frames = lambda item: cut_frames(item, frame_length, hop_length, center, pad_mode)  # noqa: E731
         power = each_item(lambda item: (frames(item) ** 2).mean(-1), y)[..., None, :]
@@ -235,12 +211,9 @@ def rms(
         assert S is not None
         if S.shape[-2] != 1 + frame_length // 2:
             raise ValueError(f"S has {S.shape[-2]} bins, frame_length {frame_length} gives {1 + frame_length // 2}")
-        weight = np.full((S.shape[-2], 1), 2 / frame_length**2)
-        weight[0] /= 2
-        if frame_length % 2 == 0:
-            weight[-1] /= 2
+        weight = both_sides(frame_length)[:, None] / frame_length**2
         power = (jnp.asarray(weight, S.dtype) * S**2).sum(-2, keepdims=True)
-    return _safe_power(power, 0.5)
+    return safe_power(power, 0.5)
 
 
 @transform
@@ -285,13 +258,11 @@ def onset_strength(
     >>> onset_strength(jnp.zeros(8192).at[4096].set(1.0)).argmax().item()
     9
     """
-    if lag < 1 or max_size < 1:
-        raise ValueError(f"lag {lag} and max_size {max_size} must be at least 1")
-    if (y is None) == (S is None):
-        raise ValueError("give either a waveform y or a spectrogram S")
     if S is None:
         S = power_to_db(melspectrogram(y, sr=sr, n_fft=n_fft, hop_length=hop_length))
     lead, bands, frames = [(0, 0)] * (S.ndim - 2), S.shape[-2], S.shape[-1]
+    if max_size > bands:
+        raise ValueError(f"max_size {max_size} is more than the {bands} bands; use fewer")
     before, after = max_size // 2, max_size - 1 - max_size // 2
     wide = jnp.pad(S, [*lead, (before, after), (0, 0)], mode="symmetric") if max_size > 1 else S
     reference = jnp.stack([wide[..., k : k + bands, :] for k in range(max_size)]).max(0)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .mel import melspectrogram
-from .spectral import stft
+from .spectral import magnitude_power, stft
 from .transform import transform
 
 _POWER_FLOOR = 1e-7  # of a bin, the -70 dB of a sine of unit amplitude that the public vocoders use
@@ -36,17 +36,13 @@ def multi_resolution_stft_loss(
 
     def distance(n_fft: int, hop_length: int, win_length: int) -> Array:
         options: dict[str, Any] = dict(n_fft=n_fft, hop_length=hop_length, win_length=win_length)
-        Y, X = (jnp.maximum(_power(stft(wave, **options)), _POWER_FLOOR) for wave in (y, target))
+        Y, X = (jnp.maximum(magnitude_power(stft(wave, **options), 2), _POWER_FLOOR) for wave in (y, target))
         difference = ((jnp.sqrt(X) - jnp.sqrt(Y)) ** 2).sum((-2, -1))
         same = difference == 0  # where the square root has no gradient
         convergence = jnp.where(same, 0, jnp.sqrt(jnp.where(same, 1, difference) / X.sum((-2, -1))))
         return convergence + 0.5 * jnp.abs(jnp.log(X) - jnp.log(Y)).mean((-2, -1))
 
     return jnp.asarray(sum(distance(*resolution) for resolution in resolutions)) / len(resolutions)
-
-
-def _power(X: Array) -> Array:
-    return X.real**2 + X.imag**2
 
 
 @transform

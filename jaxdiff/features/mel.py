@@ -7,20 +7,23 @@ item by item in one program, so that the complex STFT never leaves the cache.
 """
 
 import functools
+import warnings
 from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
 import scipy.fft
-from jaxtyping import Array, Float
+from jaxtyping import Array, Complex, Float
 
-from .spectral import Method, each_spectrum, power_to_db
+from .arguments import checked
+from .spectral import Method, each_spectrum, magnitude_power, power_to_db
 from .transform import transform
-from .windows import Window
+from .windows import MAX_COPIES, Window, frame, pad
 
 Norm = Literal["slaney"] | float | None
 
 
+@checked
 def hz_to_mel(frequencies: np.ndarray | np.floating | float, htk: bool = False) -> np.ndarray | np.floating:
     """Frequencies in Hz to mels: Slaney's Auditory Toolbox scale (linear below 1 kHz) or the HTK formula.
 
@@ -34,6 +37,7 @@ def hz_to_mel(frequencies: np.ndarray | np.floating | float, htk: bool = False) 
     return np.where(frequencies >= 1000.0, logarithmic, frequencies * 3.0 / 200.0)
 
 
+@checked
 def mel_to_hz(mels: np.ndarray | np.floating | float, htk: bool = False) -> np.ndarray | np.floating:
     """The inverse of `hz_to_mel`.
 
@@ -46,7 +50,8 @@ def mel_to_hz(mels: np.ndarray | np.floating | float, htk: bool = False) -> np.n
     return np.where(mels >= 15.0, 1000.0 * 6.4 ** ((mels - 15.0) / 27.0), mels * 200.0 / 3.0)
 
 
-@functools.lru_cache(maxsize=64)
+@checked
+@functools.lru_cache(maxsize=16)
 def mel_filterbank(
     sr: float,
     n_fft: int,
@@ -67,8 +72,6 @@ def mel_filterbank(
     fmax = sr / 2 if fmax is None else fmax
     if not 0 <= fmin < fmax <= sr / 2:
         raise ValueError(f"fmin {fmin} Hz and fmax {fmax} Hz must satisfy 0 <= fmin < fmax <= {sr / 2} Hz (half of sr)")
-    if not (norm in ("slaney", None) or (isinstance(norm, int | float) and norm > 0)):
-        raise ValueError(f"norm {norm!r} is unknown; use 'slaney', a positive number p for unit p-norm, or None")
     bins = np.linspace(0, sr / 2, 1 + n_fft // 2) if n_fft % 2 == 0 else np.fft.rfftfreq(n_fft, 1 / sr)
     edges = np.asarray(mel_to_hz(np.linspace(hz_to_mel(fmin, htk), hz_to_mel(fmax, htk), n_mels + 2), htk))
     slopes = (edges[:, None] - bins) / np.diff(edges, append=np.nan)[:, None]
@@ -79,6 +82,11 @@ def mel_filterbank(
     elif norm is not None:
         size = np.linalg.norm(filters, ord=norm, axis=1, keepdims=True)
         filters /= np.where(size > 0, size, 1)
+    if empty := int((filters == 0).all(1).sum()):
+        warnings.warn(
+            f"{empty} of {n_mels} mel bands hold no bin of n_fft {n_fft} and stay 0; use fewer bands or more n_fft",
+            stacklevel=3,
+        )
     filters.flags.writeable = False
     return filters
 
@@ -111,26 +119,28 @@ def melspectrogram(
     >>> melspectrogram(jnp.ones(4096), sr=16000, n_fft=512, hop_length=128, n_mels=40).shape
     (40, 33)
     """
-    if (y is None) == (S is None):
-        raise ValueError("give either a waveform y or a spectrogram S")
     n_fft = n_fft if S is None else 2 * (S.shape[-2] - 1)
     filters = mel_filterbank(sr, n_fft, n_mels, fmin, fmax, htk, norm)
     if S is not None:
         return jnp.einsum("...fm,nf->...nm", S, jnp.asarray(filters, S.dtype), precision="highest")
     assert y is not None
 
-    def mel(X: Array) -> Array:
-        energy = X.real**2 + X.imag**2 if power == 2 else jnp.abs(X) ** power
-        return jnp.matmul(jnp.asarray(filters, energy.dtype), energy.T, precision="highest")
+    return each_spectrum(
+        lambda X: mel_energy(X, filters, power), y, n_fft, hop_length, win_length, window, center, pad_mode, method
+    )
 
-    return each_spectrum(mel, y, n_fft, hop_length, win_length, window, center, pad_mode, method)
+
+def mel_energy(
+    X: Complex[Array, "... frames bins"], filters: np.ndarray, power: float
+) -> Float[Array, "... mels frames"]:
+    """The energies of spectra in the bands of `mel_filterbank`."""
+    energy = magnitude_power(X, power)
+    return jnp.matmul(jnp.asarray(filters, energy.dtype), energy.mT, precision="highest")
 
 
 @functools.lru_cache(maxsize=16)
 def cosine_basis(count: int, size: int, dct_type: int, norm: str | None) -> np.ndarray:
     """The first `count` rows of the discrete cosine transform of `size` values (float64), as `scipy.fft.dct`."""
-    if dct_type not in (1, 2, 3):
-        raise ValueError(f"dct_type must be 1, 2 or 3, got {dct_type}")
     if not 1 <= count <= size:
         raise ValueError(f"n_mfcc must be from 1 to the {size} mel bands, got {count}")
     return np.asarray(scipy.fft.dct(np.eye(size), type=dct_type, norm=norm, axis=0))[:count]
@@ -138,8 +148,6 @@ def cosine_basis(count: int, size: int, dct_type: int, norm: str | None) -> np.n
 
 def lifter_weights(count: int, lifter: float) -> np.ndarray:
     """Sinusoidal cepstral lifter, `1 + lifter / 2 sin(pi n / lifter)` for n = 1 ... count; 1 without lifter."""
-    if lifter < 0:
-        raise ValueError(f"lifter must not be negative, got {lifter}")
     return 1 + lifter / 2 * np.sin(np.pi * np.arange(1, count + 1) / lifter) if lifter else np.ones(count)
 
 
@@ -150,7 +158,7 @@ def mfcc(
     *,
     sr: float = 22050,
     n_mfcc: int = 20,
-    dct_type: int = 2,
+    dct_type: Literal[1, 2, 3] = 2,
     norm: Literal["ortho"] | None = "ortho",
     lifter: float = 0.0,
     n_fft: int = 2048,
@@ -209,6 +217,8 @@ def delta(
         raise ValueError(f"width must be an odd number of at least 3 frames, got {width}")
     if not 1 <= order < width:
         raise ValueError(f"order must be from 1 to width - 1 = {width - 1}, got {order}")
+    if not -data.ndim <= axis < data.ndim:
+        raise ValueError(f"axis {axis} is none of the {data.ndim} axes of data; use -1 for the last")
     x = jnp.moveaxis(data, axis, -1)
     frames, half = x.shape[-1], width // 2
     if mode == "interp" and frames < width:
@@ -219,9 +229,12 @@ def delta(
     factorial = float(np.prod(np.arange(1, order + 1)))
     kernel = factorial * fit[order]  # constant in the offset: the degree is the order
     if mode != "interp":
-        x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(half, half)], mode=_PADS[mode])
+        x = pad(x, half, half, _PADS[mode])
     inner = x.shape[-1] - width + 1
-    out = jnp.asarray(sum(float(kernel[k]) * x[..., k : k + inner] for k in range(width)))
+    if width > MAX_COPIES:
+        out = jnp.matmul(frame(x, width, 1), jnp.asarray(kernel, x.dtype), precision="highest")
+    else:
+        out = jnp.asarray(sum(float(kernel[k]) * x[..., k : k + inner] for k in range(width)))
     if mode == "interp":
-        out = jnp.concatenate([out[..., :1]] * half + [out] + [out[..., -1:]] * half, axis=-1)
+        out = pad(out, half, half, "edge")
     return jnp.moveaxis(out, -1, axis)

@@ -19,8 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from .spectral import cut_frames
+from .spectral import cut_frames, power_of_two
 from .transform import each_item, transform
+from .windows import MAX_COPIES
 
 _NEVER = float(np.log(np.finfo(np.float64).tiny))  # log probability that librosa gives to what is impossible
 
@@ -42,13 +43,14 @@ def _dips(frames: Float[Array, "frames length"], shortest: int, longest: int) ->
     outside its frame, as librosa has it.
     """
     size = frames.shape[-1]
+    frames = frames / power_of_two(frames, -1)  # d does not depend on it
     spectra = jnp.fft.rfft(frames, n=int(2 ** np.ceil(np.log2(size + longest))))
     correlation = jnp.fft.irfft(spectra.real**2 + spectra.imag**2)[:, : longest + 1]
     energy = jnp.cumsum(frames[:, :longest] ** 2, axis=-1)
     difference = 2 * (correlation[:, :1] - correlation[:, 1:]) - energy
     mean = jnp.cumsum(difference, axis=-1) / jnp.arange(1, longest + 1, dtype=frames.dtype)
     mean, difference = mean[:, shortest - 1 :], difference[:, shortest - 1 :]
-    silent = jnp.abs(mean) < 1e-30
+    silent = jnp.abs(mean) < 1e-18
     d = jnp.where(silent, 0, difference / jnp.where(silent, 1, mean))
     before, here, after = d[:, :-2], d[:, 1:-1], d[:, 2:]
     slope, bend = (after - before) / 2, after + before - 2 * here
@@ -124,8 +126,6 @@ def pyin(
     """
     hop_length = frame_length // 4 if hop_length is None else hop_length
     shortest, longest = _periods(fmin, fmax, sr, frame_length)
-    if not 0 < resolution < 1:
-        raise ValueError(f"resolution must lie between 0 and 1 semitone, got {resolution}")
     per_semitone = int(np.ceil(1 / resolution))
     bins = int(np.floor(12 * per_semitone * np.log2(fmax / fmin))) + 1
     reach = round(max_transition_rate * 12 * hop_length / sr) * per_semitone // 2
@@ -211,20 +211,25 @@ def _viterbi(
     def padded(score):
         return jnp.pad(score - sums, ((0, 0), (reach, reach)), constant_values=-jnp.inf)
 
+    weights = jnp.asarray(kernel, voiced.dtype)
+
     def forward(score, seen):
         wide = padded(score)
-        best = functools.reduce(jnp.maximum, [wide[:, k : k + bins] + float(kernel[k]) for k in range(2 * reach + 1)])
+        moved = lambda k: jax.lax.dynamic_slice_in_dim(wide, k, bins, axis=1) + weights[k]  # noqa: E731
+        if len(kernel) <= 4 * MAX_COPIES:
+            best = functools.reduce(jnp.maximum, [wide[:, k : k + bins] + float(kernel[k]) for k in range(len(kernel))])
+        else:
+            best = jax.lax.fori_loop(1, len(kernel), lambda k, best: jnp.maximum(best, moved(k)), moved(0))
         score = jnp.maximum(best + stay, best[::-1] + switch) + seen
         return (score := score - score.max()), score
 
     first = observed[0] - float(np.log(2 * bins))
     _, scores = jax.lax.scan(forward, first - first.max(), observed[1:])
     scores = jnp.concatenate([(first - first.max())[None], scores])
-    kernel = jnp.asarray(kernel, voiced.dtype)
 
     def back(state, score):
         kind, pitch = state // bins, state % bins
-        near = jax.lax.dynamic_slice(padded(score), (0, pitch), (2, 2 * reach + 1)) + kernel
+        near = jax.lax.dynamic_slice(padded(score), (0, pitch), (2, 2 * reach + 1)) + weights
         near = near + jnp.where(jnp.arange(2) == kind, stay, switch)[:, None]
         best = jnp.argmax(near)
         before = (best // (2 * reach + 1)) * bins + pitch + best % (2 * reach + 1) - reach

@@ -89,11 +89,7 @@ def griffinlim(
     """
     n_fft = 2 * (S.shape[-2] - 1) if n_fft is None else n_fft
     hop_length, win_length = frame_sizes(n_fft, hop_length, win_length)
-    check_invertible(window, win_length, n_fft, hop_length)
-    if not 0 <= momentum < 1:
-        raise ValueError(f"momentum must be at least 0 and below 1, got {momentum}")
-    if phase_period is not None and phase_period < 1:
-        raise ValueError(f"phase_period must be at least 1 frame, or None for no period, got {phase_period}")
+    check_invertible(S.shape[-2], window, win_length, n_fft, hop_length)
     bins, count = S.shape[-2:]
     period = count if phase_period is None else phase_period
     key = jax.random.key(0) if key is None else key
@@ -164,7 +160,7 @@ def mfcc_to_mel(
     mfcc: Float[Array, "... mfcc frames"],
     *,
     n_mels: int = 128,
-    dct_type: int = 2,
+    dct_type: Literal[1, 2, 3] = 2,
     norm: Literal["ortho"] | None = "ortho",
     ref: float = 1.0,
     lifter: float = 0.0,
@@ -190,7 +186,7 @@ def mfcc_to_audio(
     mfcc: Float[Array, "... mfcc frames"],
     *,
     n_mels: int = 128,
-    dct_type: int = 2,
+    dct_type: Literal[1, 2, 3] = 2,
     norm: Literal["ortho"] | None = "ortho",
     ref: float = 1.0,
     lifter: float = 0.0,

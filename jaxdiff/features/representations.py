@@ -8,6 +8,7 @@ puts the affine map whose numbers `fit_normalization` measures on a corpus aroun
 """
 
 import abc
+import dataclasses
 import operator
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -18,9 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from .arguments import check_argument
 from .mel import melspectrogram
 from .reconstruct import griffinlim, mel_to_stft
-from .spectral import istft, stft
+from .spectral import istft, safe_power, stft
 
 
 class Representation(abc.ABC):
@@ -36,6 +38,10 @@ class Representation(abc.ABC):
     exact: bool
     edge: int = 0
     phase_period: int | None = 1
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]  # every representation is a dataclass
+            check_argument(type(self).__name__, field.name, field.type, getattr(self, field.name))
 
     @property
     @abc.abstractmethod
@@ -68,9 +74,6 @@ class Patches(Representation):
 
     exact: ClassVar[bool] = True
 
-    def __post_init__(self):
-        _at_least_one(sample_rate=self.sample_rate, size=self.size)
-
     @property
     def hop_length(self) -> int:
         return self.size
@@ -97,7 +100,7 @@ class _ShortTime(Representation):
     n_fft: int
 
     def __post_init__(self):
-        _at_least_one(sample_rate=self.sample_rate)
+        super().__post_init__()
         if self.n_fft % 2 or not 1 <= self.hop_length <= self.n_fft // 2:
             raise ValueError(
                 f"n_fft {self.n_fft} must be even and hop_length {self.hop_length} at most half of it, to be invertible"
@@ -164,10 +167,6 @@ class Magnitude(_ShortTime):
 
     exact: ClassVar[bool] = False
 
-    def __post_init__(self):
-        super().__post_init__()
-        _at_least_one(phase_period=self.phase_period)
-
     @property
     def channels(self) -> int:
         return self.n_fft // 2 + 1
@@ -177,7 +176,7 @@ class Magnitude(_ShortTime):
         return jnp.maximum(jnp.abs(X), 1e-12).mT ** self.exponent
 
     def decode(self, x: Float[Array, "... frames channels"]) -> Float[Array, "... samples"]:
-        S = jnp.maximum(x.mT, 0) ** (1 / self.exponent)
+        S = safe_power(x.mT, 1 / self.exponent)
         sizes: dict[str, Any] = dict(hop_length=self.hop_length, n_fft=self.n_fft)
         y = griffinlim(jax.lax.stop_gradient(S), n_iter=self.n_iter, phase_period=self.phase_period, **sizes)
         X = stft(y, **sizes)
@@ -210,7 +209,6 @@ class LogMel(_ShortTime):
 
     def __post_init__(self):
         super().__post_init__()
-        _at_least_one(n_mels=self.n_mels, phase_period=self.phase_period)
         if self.floor_db >= 0:
             raise ValueError(f"floor_db must be below 0 dB, got {self.floor_db}")
 
@@ -239,12 +237,6 @@ REPRESENTATIONS: dict[str, type[Representation]] = {
     "magnitude": Magnitude,
     "log_mel": LogMel,
 }
-
-
-def _at_least_one(**sizes: int | None) -> None:
-    for name, size in sizes.items():
-        if size is not None and size < 1:
-            raise ValueError(f"{name} must be at least 1, got {size}")
 
 
 class Normalization(NamedTuple):

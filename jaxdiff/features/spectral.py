@@ -6,7 +6,6 @@ Every function takes any leading axes, is pure `jax.numpy` and works under jit, 
 silence. Windows are computed in double precision on the host and cast to the signal's dtype.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Literal
 
@@ -16,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Complex, Float, Num
 
 from .transform import each_item, transform
-from .windows import Window, cut_blocks, fft_window, frame, join_blocks, overlap_add, squared_envelope
+from .windows import Window, cut_blocks, fft_window, frame, join_blocks, overlap_add, pad, squared_envelope
 
 Method = Literal["auto", "fft", "matmul"]
 
@@ -33,12 +32,6 @@ def frame_sizes(n_fft: int, hop_length: int | None, win_length: int | None) -> t
     return hop_length, win_length
 
 
-def check_wave(y: Array) -> None:
-    """Refuse integer samples, whose full scale is unknown."""
-    if not jnp.issubdtype(y.dtype, jnp.floating):
-        raise TypeError(f"the waveform must be floating point in [-1, 1], got {y.dtype}; divide by full scale first")
-
-
 def cut_frames(
     y: Float[Array, "... samples"],
     frame_length: int,
@@ -46,17 +39,16 @@ def cut_frames(
     center: bool,
     pad_mode: str,
 ) -> Float[Array, "... frames length"]:
-    """Frames of a checked waveform, with `center` around the samples 0, hop_length, 2 hop_length ..."""
+    """Frames of a waveform, with `center` around the samples 0, hop_length, 2 hop_length ..."""
     return frame(center_frames(y, frame_length, center, pad_mode), frame_length, hop_length)
 
 
 def center_frames(
     y: Num[Array, "... samples"], frame_length: int, center: bool, pad_mode: str
 ) -> Float[Array, "... padded"]:
-    """A checked waveform, with `center` padded by half a frame on both sides."""
-    check_wave(y)
+    """A waveform, with `center` padded by half a frame on both sides."""
     if center:
-        y = jnp.pad(y, [(0, 0)] * (y.ndim - 1) + [(frame_length // 2, frame_length // 2)], mode=pad_mode)
+        y = pad(y, frame_length // 2, frame_length // 2, pad_mode)
     if y.shape[-1] < frame_length:
         raise ValueError(
             f"the waveform has {y.shape[-1]} samples, a frame needs {frame_length}; use center or shorter frames"
@@ -64,18 +56,24 @@ def center_frames(
     return y
 
 
-@functools.lru_cache(maxsize=16)
-def _fourier_basis(n_fft: int) -> tuple[np.ndarray, np.ndarray]:
-    """cos and -sin of 2 pi k n / n_fft, both `[n_fft, 1 + n_fft // 2]` in float64."""
-    turns = np.outer(np.arange(n_fft), np.arange(1 + n_fft // 2)) % n_fft / n_fft
-    return np.cos(2 * np.pi * turns), -np.sin(2 * np.pi * turns)
+def _fourier_basis(n_fft: int, dtype) -> tuple[Array, Array]:
+    """cos and -sin of 2 pi k n / n_fft, both `[n_fft, 1 + n_fft // 2]`, made where they are used.
+
+    As constants of the program they would burden every platform that takes the FFT. Of k n, which wraps around in 32
+    bits where n_fft is above 92681 and no power of 2, only the remainder matters; the angle is at most pi.
+    """
+    shape = (n_fft, 1 + n_fft // 2)
+    k, n = (jax.lax.broadcasted_iota(jnp.uint32, shape, axis) for axis in (1, 0))
+    turns = (k * n % n_fft).astype(jnp.int32)
+    angle = jnp.where(turns > n_fft // 2, turns - n_fft, turns).astype(dtype) * (2 * np.pi / n_fft)
+    return jnp.cos(angle), -jnp.sin(angle)
 
 
 def rfft(frames: Float[Array, "... length"], method: Method = "auto") -> Complex[Array, "... bins"]:
     """Real Fourier transform by FFT or by one matrix product in full precision (a TPU's FFT cannot be given one)."""
 
     def matmul(x):
-        real, imag = (jnp.matmul(x, jnp.asarray(b, x.dtype), precision="highest") for b in _fourier_basis(x.shape[-1]))
+        real, imag = (jnp.matmul(x, b, precision="highest") for b in _fourier_basis(x.shape[-1], x.dtype))
         return jax.lax.complex(real, imag)
 
     return _by_method(method, jnp.fft.rfft, matmul, frames)
@@ -85,21 +83,24 @@ def irfft(bins: Complex[Array, "... bins"], n_fft: int, method: Method = "auto")
     """The inverse of `rfft`."""
 
     def matmul(X):
-        cos, sin = _fourier_basis(n_fft)
-        weight = np.full(1 + n_fft // 2, 2 / n_fft)
-        weight[0] = 1 / n_fft
-        weight[-1] = 1 / n_fft if n_fft % 2 == 0 else 2 / n_fft
-        cos, sin = (jnp.asarray((b * weight).T, X.real.dtype) for b in (cos, sin))
-        return jnp.matmul(X.real, cos, precision="highest") + jnp.matmul(X.imag, sin, precision="highest")
+        cos, sin = _fourier_basis(n_fft, X.real.dtype)
+        weight = jnp.asarray(both_sides(n_fft) / n_fft, X.real.dtype)
+        real, imag = (jnp.matmul(p * weight, b.T, precision="highest") for p, b in ((X.real, cos), (X.imag, sin)))
+        return real + imag
 
     return _by_method(method, lambda X: jnp.fft.irfft(X, n=n_fft), matmul, bins)
+
+
+def both_sides(n_fft: int) -> np.ndarray:
+    """How often each bin of a real signal's spectrum stands in the whole one: twice but for 0 and half of the rate."""
+    weights = np.full(1 + n_fft // 2, 2.0)
+    weights[[0] if n_fft % 2 else [0, -1]] = 1.0
+    return weights
 
 
 def _by_method(method: Method, fft: Callable, matmul: Callable, x: Array) -> Array:
     if method == "auto":
         return jax.lax.platform_dependent(x, tpu=matmul, default=fft)
-    if method not in ("fft", "matmul"):
-        raise ValueError(f"method {method!r} is unknown; use 'auto', 'fft' or 'matmul'")
     return fft(x) if method == "fft" else matmul(x)
 
 
@@ -178,9 +179,7 @@ def istft(
     """
     n_fft = 2 * (stft_matrix.shape[-2] - 1) if n_fft is None else n_fft
     hop_length, win_length = frame_sizes(n_fft, hop_length, win_length)
-    if stft_matrix.shape[-2] != 1 + n_fft // 2:
-        raise ValueError(f"the STFT has {stft_matrix.shape[-2]} bins, n_fft {n_fft} gives {1 + n_fft // 2}")
-    check_invertible(window, win_length, n_fft, hop_length)
+    check_invertible(stft_matrix.shape[-2], window, win_length, n_fft, hop_length)
     count = stft_matrix.shape[-1]
     envelope = squared_envelope(window, win_length, n_fft, hop_length, count)
     inverse = 1 / np.where(envelope > np.finfo(np.float32).tiny, envelope, 1.0)
@@ -196,10 +195,12 @@ def istft(
     return each_item(one, stft_matrix, axes=2)
 
 
-def check_invertible(window: Window, win_length: int, n_fft: int, hop_length: int) -> None:
-    """Refuse a hop at which some sample has no weight in any window."""
+def check_invertible(bins: int, window: Window, win_length: int, n_fft: int, hop_length: int) -> None:
+    """Refuse another number of bins than `n_fft` gives, and a hop at which some sample has no weight in any window."""
+    if bins != 1 + n_fft // 2:
+        raise ValueError(f"the STFT has {bins} bins, n_fft {n_fft} gives {1 + n_fft // 2}")
     squared = fft_window(window, win_length, n_fft) ** 2
-    if min(squared[i::hop_length].sum() for i in range(hop_length)) <= 1e-10 * squared.max():
+    if hop_length > win_length or min(squared[i::hop_length].sum() for i in range(hop_length)) <= 1e-10 * squared.max():
         raise ValueError(
             f"hop_length {hop_length} cannot be inverted: with a {window} window of {win_length} samples some samples "
             f"have no weight; use at most {win_length // 2}"
@@ -214,7 +215,30 @@ def magphase(D: Complex[Array, "... bins frames"], *, power: float = 1.0) -> tup
     [9.0, -1.0]
     """
     magnitude = jnp.abs(D)
-    return magnitude if power == 1 else magnitude**power, unit_phase(D)
+    return magnitude if power == 1 else safe_power(magnitude, power), unit_phase(D)
+
+
+def magnitude_power(X: Complex[Array, "..."], power: float) -> Float[Array, "..."]:
+    """`|X|^power`, with gradient 0 at 0."""
+    if power == 2:
+        return X.real**2 + X.imag**2
+    return jnp.abs(X) if power == 1 else safe_power(jnp.abs(X), power)
+
+
+def safe_power(x: Float[Array, "..."], exponent: float) -> Float[Array, "..."]:
+    """`x ** exponent` of non-negative `x`, with gradient 0 at 0."""
+    positive = x > jnp.finfo(x.dtype).tiny
+    return jnp.where(positive, jnp.where(positive, x, 1) ** exponent, 0)
+
+
+def power_of_two(x: Float[Array, "..."], axis: int) -> Float[Array, "..."]:
+    """For each `x` along `axis` a power of two just above its largest magnitude, or 1 at silence (below 1e-30).
+
+    Dividing by it rounds nothing and keeps squares and their reciprocals in range. It counts as constant: use it where
+    a scale cancels.
+    """
+    largest = jax.lax.stop_gradient(jnp.abs(x).max(axis=axis, keepdims=True))
+    return jnp.where(largest < 1e-30, 1, jnp.ldexp(jnp.ones_like(largest), jnp.frexp(largest)[1]))
 
 
 def unit_phase(D: Complex[Array, "..."]) -> Complex[Array, "..."]:
@@ -239,7 +263,6 @@ def power_to_db(
     >>> power_to_db(jnp.array([[1.0, 0.1, 1e-20]])).round(3).tolist()
     [[0.0, -10.0, -80.0]]
     """
-    _check_range(amin, top_db)
     return _decibels(S, jnp.abs(ref(S, axis=(-2, -1), keepdims=True)) if callable(ref) else abs(ref), amin, top_db)
 
 
@@ -256,19 +279,12 @@ def amplitude_to_db(
     >>> amplitude_to_db(jnp.array([[1.0, 0.1]])).round(3).tolist()
     [[0.0, -20.0]]
     """
-    _check_range(amin, top_db)
     reference = jnp.abs(ref(S, axis=(-2, -1), keepdims=True)) if callable(ref) else abs(ref)
     return _decibels(S**2, reference**2, amin**2, top_db)
 
 
-def _check_range(amin: float, top_db: float | None) -> None:
-    if amin <= 0:
-        raise ValueError(f"amin must be positive, got {amin}")
-    if top_db is not None and top_db < 0:
-        raise ValueError(f"top_db must not be negative, got {top_db}")
-
-
 def _decibels(power: Array, reference: Array | float, amin: float, top_db: float | None) -> Array:
+    amin = max(amin, float(jnp.finfo(power.dtype).tiny) ** 0.8)  # whose reciprocal has room for sums
     db = 10.0 * (jnp.log10(jnp.maximum(power, amin)) - jnp.log10(jnp.maximum(reference, amin)))
     return db if top_db is None else jnp.maximum(db, db.max(axis=(-2, -1), keepdims=True) - top_db)
 

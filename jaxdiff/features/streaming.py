@@ -16,8 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from .mel import Norm, mel_filterbank
-from .spectral import Method, check_invertible, check_wave, frame_sizes, irfft, rfft
+from .arguments import check_wave, checked
+from .mel import Norm, mel_energy, mel_filterbank
+from .spectral import Method, check_invertible, frame_sizes, irfft, rfft
 from .windows import Window, fft_window, frame, overlap_add
 
 
@@ -46,7 +47,7 @@ def _frame_stream(of_frames: Callable[[Array], Array], n_fft: int, hop_length: i
         return of_frames(frame(samples[..., : (frames - 1) * hop_length + n_fft], n_fft, hop_length))
 
     def step(state: Array, chunk: Array) -> tuple[Array, Array]:
-        check_wave(chunk)
+        check_wave(chunk, "step")
         if chunk.shape[-1] == 0 or chunk.shape[-1] % hop_length:
             raise ValueError(f"a chunk of {chunk.shape[-1]} samples is not a multiple of hop_length {hop_length}")
         samples = jnp.concatenate([state, chunk], axis=-1)
@@ -62,6 +63,7 @@ def _frame_stream(of_frames: Callable[[Array], Array], n_fft: int, hop_length: i
     return Stream(init, step, finish, delay)
 
 
+@checked
 def stft_stream(
     *,
     n_fft: int = 2048,
@@ -83,6 +85,7 @@ def stft_stream(
     return _frame_stream(lambda f: rfft(f * jnp.asarray(weight, f.dtype), method).mT, n_fft, hop_length, center)
 
 
+@checked
 def melspectrogram_stream(
     *,
     sr: float = 22050,
@@ -108,15 +111,11 @@ def melspectrogram_stream(
     hop_length, win_length = frame_sizes(n_fft, hop_length, win_length)
     weight = fft_window(window, win_length, n_fft)
     filters = mel_filterbank(sr, n_fft, n_mels, fmin, fmax, htk, norm)
-
-    def mel(frames: Array) -> Array:
-        X = rfft(frames * jnp.asarray(weight, frames.dtype), method)
-        energy = X.real**2 + X.imag**2 if power == 2 else jnp.abs(X) ** power
-        return jnp.matmul(jnp.asarray(filters, energy.dtype), energy.mT, precision="highest")
-
-    return _frame_stream(mel, n_fft, hop_length, center)
+    spectra = lambda frames: rfft(frames * jnp.asarray(weight, frames.dtype), method)  # noqa: E731
+    return _frame_stream(lambda frames: mel_energy(spectra(frames), filters, power), n_fft, hop_length, center)
 
 
+@checked
 def istft_stream(
     *,
     n_fft: int = 2048,
@@ -136,7 +135,7 @@ def istft_stream(
     ((192,), 128)
     """
     hop_length, win_length = frame_sizes(n_fft, hop_length, win_length)
-    check_invertible(window, win_length, n_fft, hop_length)
+    check_invertible(1 + n_fft // 2, window, win_length, n_fft, hop_length)
     weight = fft_window(window, win_length, n_fft)
     tail, pad = n_fft - hop_length, n_fft // 2 if center else 0
 

@@ -1,13 +1,14 @@
 """How every transform runs: compiled once per set of options, and item by item where that is faster.
 
-A transform takes arrays by position and options by keyword. `@transform` compiles it with the options as constants, so
-that a call outside `jax.jit` is one program too (inside, it is inlined). On CPU `each_item` walks over the leading
-axes, because one item's intermediate arrays stay in the cache and none of them is large enough to be mapped and
-unmapped at every call; on GPU and TPU all items go at once.
+A transform takes arrays by position and options by keyword, which are checked by their annotations (`arguments.py`).
+`@transform` compiles it with the options as constants, so that a call outside `jax.jit` is one program too (inside, it
+is inlined). On CPU `each_item` walks over the leading axes, because one item's intermediate arrays stay in the cache
+and none of them is large enough to be mapped and unmapped at every call; on GPU and TPU all items go at once.
 """
 
 import functools
 import inspect
+import math
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -15,21 +16,33 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from .arguments import array_kind, check_argument, check_together, plain
+
 _Function = TypeVar("_Function", bound=Callable)
 
 
 def transform(function: _Function) -> _Function:
     """Compile `function` under `jax.jit`: positional arguments are arrays, keyword-only ones are hashable options.
 
-    A keyword named `key` is a random key, hence an array too.
+    A keyword named `key` is a random key, hence an array too. Of arrays whose default is None one must be given.
     """
-    parameters = inspect.signature(function).parameters.values()
-    options = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "key"]
-    compiled = jax.jit(function, static_argnames=options)
+    name, parameters = function.__name__, inspect.signature(function).parameters
+    arrays = [p.name for p in parameters.values() if p.kind is not p.KEYWORD_ONLY]
+    either = [array for array in arrays if parameters[array].default is None]
+    kinds = {array: array_kind(parameters[array].annotation) for array in arrays}
+    compiled = jax.jit(function, static_argnames=[option for option in parameters if option not in (*arrays, "key")])
 
     @functools.wraps(function)
-    def call(*arrays, **options):
-        return compiled(*arrays, **options)
+    def call(*values, **options):
+        given = dict(zip(arrays, values, strict=False)) | options
+        for parameter, value in given.items():
+            if parameter in parameters:  # of any other, Python itself says that it is not expected
+                check_argument(name, parameter, parameters[parameter].annotation, value, parameters[parameter].default)
+        if either and sum(given.get(array) is not None for array in either) != 1:
+            raise ValueError(f"{name}: give either {' or '.join(either)}")
+        if not either and len(arrays) > 1:
+            check_together(name, {array: (kind, given[array]) for array, kind in kinds.items() if array in given})
+        return compiled(*values, **{option: plain(value) for option, value in options.items()})
 
     return call  # type: ignore[return-value]
 
@@ -42,7 +55,7 @@ def each_item(function: Callable, *arrays: Array, axes: int = 1, scratch: tuple[
     in it has no meaning, and None stands for a new one.
     """
     lead = arrays[0].shape[: arrays[0].ndim - axes]
-    flat = [a.reshape(-1, *a.shape[len(lead) :]) for a in arrays]
+    flat = [a.reshape(math.prod(lead), *a.shape[len(lead) :]) for a in arrays]
     plain = function if scratch is None else lambda *item: function(*item, None)[0]
 
     def mapped(*items: Array):

@@ -2,7 +2,8 @@
 
 Framing works on blocks of `hop_length` samples: a frame of `n_fft` samples is `ceil(n_fft / hop_length)` neighbouring
 blocks, so framing is a few slices and overlap-add a few shifted sums, for any ratio of the two lengths. That moves each
-sample once per block instead of gathering or scattering single elements.
+sample once per block instead of gathering or scattering single elements. Where a frame spans more than `MAX_COPIES`
+blocks the program would be long to compile, and frames are gathered after all.
 """
 
 import functools
@@ -12,10 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Num
 
-Window = str | tuple
+Window = str | tuple[str | float, ...]
+MAX_COPIES = 32  # of whatever is written out once per lag, band or neighbour
 
 
-@functools.cache
+@functools.lru_cache(maxsize=64)
 def fft_window(window: Window, win_length: int, n_fft: int) -> np.ndarray:
     """Periodic window of `win_length` samples, zero-padded on both sides to `n_fft` (float64, as librosa).
 
@@ -25,15 +27,12 @@ def fft_window(window: Window, win_length: int, n_fft: int) -> np.ndarray:
 
     try:
         values = scipy.signal.get_window(window, win_length, fftbins=True)
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, IndexError, TypeError) as error:
         raise ValueError(f"window {window!r} is unknown to scipy.signal.get_window ({error}); use 'hann'") from None
     left = (n_fft - win_length) // 2
     values = np.pad(values, (left, n_fft - win_length - left))
     values.flags.writeable = False
     return values
-
-
-MAX_COPIES = 32  # runs of columns that are copied one by one; more make a program slow to compile
 
 
 @functools.lru_cache(maxsize=32)
@@ -44,6 +43,16 @@ def squared_envelope(window: Window, win_length: int, n_fft: int, hop_length: in
     for m in range(count):
         total[m * hop_length : m * hop_length + n_fft] += squared
     return total
+
+
+def pad(y: Num[Array, "... samples"], before: int, after: int, mode: str) -> Num[Array, "... padded"]:
+    """The last axis extended by a mode of `jax.numpy.pad`, which mirrors and repeats a short signal by one gather."""
+    if mode in ("reflect", "symmetric", "wrap") and max(before, after) >= y.shape[-1]:
+        return y[..., np.pad(np.arange(y.shape[-1]), (before, after), mode=mode)]
+    try:
+        return jnp.pad(y, [(0, 0)] * (y.ndim - 1) + [(before, after)], mode=mode)
+    except NotImplementedError:
+        raise ValueError(f"pad_mode {mode!r} is unknown to jax.numpy.pad; use 'constant' or 'reflect'") from None
 
 
 def frame(
@@ -94,7 +103,15 @@ def join_blocks(
     def look_up(blocks: Array) -> Array:
         return jnp.concatenate([columns(blocks, k) for k in range(runs)], axis=-1)
 
-    return look_up(blocks) if runs > MAX_COPIES else jax.lax.platform_dependent(blocks, cpu=copy, default=look_up)
+    if runs > MAX_COPIES:
+        gathered = _gather(blocks.reshape(*blocks.shape[:-2], -1), frame_length, hop_length, frames)
+        return gathered if window is None else gathered * window
+    return jax.lax.platform_dependent(blocks, cpu=copy, default=look_up)
+
+
+def _gather(y: Num[Array, "... samples"], length: int, hop_length: int, count: int) -> Num[Array, "... frames length"]:
+    cut = lambda start: jax.lax.dynamic_slice_in_dim(y, start, length, axis=-1)  # noqa: E731
+    return jax.vmap(cut, out_axes=-2)(jnp.arange(count) * hop_length)
 
 
 def overlap_add(frames: Num[Array, "... frames length"], hop_length: int) -> Num[Array, "... samples"]:
@@ -105,6 +122,9 @@ def overlap_add(frames: Num[Array, "... frames length"], hop_length: int) -> Num
     """
     count, length = frames.shape[-2:]
     runs = -(-length // hop_length)
+    if runs > MAX_COPIES:
+        total = jax.ShapeDtypeStruct((*frames.shape[:-2], (count - 1) * hop_length + length), frames.dtype)
+        return jax.linear_transpose(lambda y: _gather(y, length, hop_length, count), total)(frames)[0]
     edge = runs - 1
     lead = [(0, 0)] * (frames.ndim - 2)
 
@@ -124,6 +144,6 @@ def overlap_add(frames: Num[Array, "... frames length"], hop_length: int) -> Num
             total = jax.lax.dynamic_update_slice_in_dim(total, part, start, axis=-2)
         return total
 
-    parted = edge < min(count, MAX_COPIES)
-    total = jax.lax.platform_dependent(frames, cpu=in_parts, default=with_zeros) if parted else with_zeros(frames)
+    cpu = in_parts if edge < count else with_zeros
+    total = jax.lax.platform_dependent(frames, cpu=cpu, default=with_zeros)
     return total.reshape(*total.shape[:-2], -1)[..., : (count - 1) * hop_length + length]
