@@ -450,10 +450,10 @@ def test_recordings_that_go_bad_are_replaced_and_listed(tmp_path, memory):
     assert len(noticed) >= 2
     assert {line.partition(": ")[2].partition(",")[0] for line in corpus.rejected} == {"no such file", "truncated"}
     drawn = np.concatenate(waves)[:, 0]
-    bad = np.isin(np.concatenate(healthy)[:, 0], np.float32([4 / 32, 8 / 32]))
+    bad = np.isin(np.concatenate(healthy)[:, 0], [4 / 32, 8 / 32])
     assert bad.sum() == 4  # of two epochs
     np.testing.assert_array_equal(drawn[~bad], np.concatenate(healthy)[~bad, 0])
-    assert not np.isin(drawn, np.float32([4 / 32, 8 / 32])).any()
+    assert not np.isin(drawn, [4 / 32, 8 / 32]).any()
 
 
 def test_too_many_bad_recordings_end_the_run(tmp_path):

@@ -160,7 +160,7 @@ def test_bad_filter_arguments_are_refused():
     with pytest.raises(ValueError, match=r"sr must lie in \(0, inf\), got 0"):
         biquad_response(jnp.ones(3), one, one, kind="peaking", sr=0, q=1.0)
     with pytest.raises(ValueError, match="biquad_response: kind must be 'low_pass', .* or 'high_shelf', got 'notch'"):
-        biquad_response(jnp.ones(3), one, one, kind="notch", sr=8000)
+        biquad_response(jnp.ones(3), one, one, kind="notch", sr=8000)  # type: ignore
     with pytest.raises(ValueError, match="sr 3000 Hz is too low for K-weighting"):
         K_weighting(jnp.ones(3), sr=3000)
     with pytest.raises(TypeError, match="divide by full scale"):

@@ -191,7 +191,7 @@ def call(function, arguments):
 
 @pytest.fixture
 def whole_tracebacks():
-    before = jax.config.jax_traceback_filtering
+    before = jax.config.jax_traceback_filtering  # type: ignore
     jax.config.update("jax_traceback_filtering", "off")
     yield
     jax.config.update("jax_traceback_filtering", before)

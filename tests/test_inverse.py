@@ -4,6 +4,7 @@ All in float64 but where float precision is the question.
 """
 
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -268,9 +269,10 @@ def test_moment_matching_holds_on_a_trained_network(iterations):
     """Whose Jacobian is not symmetric: what is known is met at least as well as without guidance, the better the more
     iterations, and the sound stays of its size."""
     pipeline = jaxdiff.load(OLD / "generation")
-    model, method, key = pipeline.model, pipeline.method, jax.random.key(0)
+    method: Any = pipeline.method
+    model, key = pipeline.model, jax.random.key(0)
     _, batch = pipeline.items(0, np.arange(2))
-    network, cond = model.network.bound(pipeline.params), model.task.given(model.representation, batch).cond
+    network, cond = model.network.bound(pipeline.params), model.task.given(model.representation, batch, None).cond
     denoise = diffusion.denoiser(network, method.schedule, method.prediction, cond)
     x0 = model.representation.encode(jnp.asarray(np.stack(pipeline(count=2, seed=5).waves)))
     known = jnp.asarray(np.arange(x0.shape[1])[:, None] < x0.shape[1] // 2)

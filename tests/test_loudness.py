@@ -231,7 +231,7 @@ def test_bad_arguments_are_refused():
     with pytest.raises(ValueError, match=r"sr must lie in \(0, inf\), got 0"):
         frame_loudness(y, sr=0)
     with pytest.raises(ValueError, match="weighting must be 'A', 'C', 'K' or None, got 'B'"):
-        frame_loudness(y, weighting="B")
+        frame_loudness(y, weighting="B")  # type: ignore
     with pytest.raises(ValueError, match=r"oversampling must lie in \[1, inf\), got 0"):
         true_peak(y, oversampling=0)
     with pytest.raises(TypeError, match="divide by full scale"):

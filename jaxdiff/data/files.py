@@ -19,7 +19,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import soundfile
@@ -65,7 +65,7 @@ class AudioInfo:
         return self.samples / self.sample_rate
 
 
-def _name(path: Path) -> str | bytes:
+def _name(path: Path) -> Any:
     """What soundfile takes: it encodes a str as strict UTF-8, and on Windows takes nothing else."""
     return str(path) if os.name == "nt" else os.fsencode(path)
 

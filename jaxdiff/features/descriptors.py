@@ -5,6 +5,8 @@ Hz. Gradients are finite at silence, where a descriptor is 0 (flatness 1). Sourc
 features"; Jiang et al. 2002 (contrast); Boeck & Widmer 2013 (onset strength).
 """
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -26,7 +28,7 @@ def fft_frequencies(*, sr: float = 22050, n_fft: int = 2048) -> np.ndarray:
     return np.fft.rfftfreq(n_fft, 1 / sr)
 
 
-def _magnitudes(y: Array | None, S: Array | None, *options) -> Array:
+def _magnitudes(y: Any, S: Array | None, *options) -> Array:
     """`S`, or the STFT magnitudes of `y`."""
     return jnp.abs(each_spectrum(lambda X: X.mT, y, *options, method="auto")) if S is None else S
 

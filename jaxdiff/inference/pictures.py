@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from jaxdiff.data.files import atomic
@@ -41,7 +42,7 @@ def spectrograms(waves: Sequence[np.ndarray], titles: Sequence[str], sample_rate
     pictures = [_decibels(y, sr, hop) for y, sr, hop in zip(mono, sample_rates, hops, strict=True)]
     top = max(float(p.max()) for p in pictures)
     for axis, picture, title, sr, hop in zip(axes, pictures, titles, sample_rates, hops, strict=False):
-        scale = dict(sr=sr, hop_length=hop, x_axis="time", y_axis="mel", fmax=sr / 2)
+        scale: dict[str, Any] = dict(sr=sr, hop_length=hop, x_axis="time", y_axis="mel", fmax=sr / 2)
         image = librosa.display.specshow(picture, ax=axis, vmin=top - DEPTH_DB, vmax=top, cmap="magma", **scale)
         _title(axis, title, 8)
         if len(waves) == 1:
@@ -88,7 +89,7 @@ def frames(
 
 
 def _decibels(y: np.ndarray, sample_rate: float, hop: int) -> np.ndarray:
-    S = melspectrogram(y, sr=sample_rate, n_fft=8 * hop, hop_length=hop, n_mels=96)
+    S = melspectrogram(jnp.asarray(y), sr=sample_rate, n_fft=8 * hop, hop_length=hop, n_mels=96)
     return np.asarray(power_to_db(S, top_db=None))
 
 
