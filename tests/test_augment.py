@@ -66,6 +66,7 @@ def snr(y, noisy) -> np.ndarray:
     return 10 * np.log10((y**2).mean(-1) / (noise**2).mean(-1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EVERY)
 def test_a_batch_gives_what_its_items_give(name):
     run, y = jax.jit(EVERY[name]), example(name, 3)
@@ -84,6 +85,7 @@ def test_leading_axes_are_numbered_in_order():
     assert max_relative(EVERY["compose"](y, KEY).reshape(6, -1), EVERY["compose"](y.reshape(6, -1), KEY)) <= 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EVERY)
 def test_gradients_are_finite(name):
     y = example(name, 5) * jnp.array([0, 1e-39, 1e-20, 1, 1]).reshape(5, *[1] * EVERY[name].axes)

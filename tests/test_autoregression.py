@@ -60,6 +60,7 @@ def naive(graphdef, params, output, keys, cond):
     return output.decode(x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("condition", [False, True])
 @pytest.mark.parametrize("name", OUTPUTS)
 def test_cached_generation_equals_the_naive_way_and_does_not_depend_on_the_batch(name, condition):
@@ -79,6 +80,7 @@ def test_cached_generation_equals_the_naive_way_and_does_not_depend_on_the_batch
     np.testing.assert_allclose(alone[0], made[1], atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OUTPUTS)
 def test_likelihood_is_the_sum_of_conditionals_that_each_see_the_past_alone(name):
     graphdef, params, output, cond = parts(name)

@@ -295,6 +295,7 @@ def recursion(bridge, steps, eta):
 CASES = [("sde", VEBridge()), ("sde", VPBridge()), ("dbim", VEBridge()), ("dbim", FlowBridge(0.4))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "bridge"), CASES, ids=lambda c: c if isinstance(c, str) else type(c).__name__)
 def test_samples_have_the_moments_of_x0_given_y(name, bridge):
     """60,000 samples of 400 steps: mean and spread right within bounds that a standard deviation 5 % off fails."""
@@ -322,6 +323,7 @@ def answers(sampler, bridge, times):
     return sampler(gaussian(bridge), bridge, jnp.full((len(times) + 2, 1), Y, times.dtype), times, KEY)
 
 
+@pytest.mark.slow
 @each_bridge
 @pytest.mark.parametrize("name", BRIDGE_SAMPLERS)
 def test_samplers_converge_at_all_spaced_times(name, bridge, monkeypatch):

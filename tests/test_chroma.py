@@ -23,6 +23,7 @@ def coarse_cqt(*arrays, **options):
     return chroma_cqt(*arrays, **{"fmin": 200.0, "n_octaves": 2, "bins_per_octave": 12, **options})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_fft", [512, 2048, 1023])
 @pytest.mark.parametrize(
     "options",
@@ -52,6 +53,7 @@ def test_cq_to_chroma_equals_librosa(options):
     assert max_relative(cq_to_chroma(**options), librosa.filters.cq_to_chroma(**options)) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -67,6 +69,7 @@ def test_chroma_stft_equals_librosa(options):
     assert max_relative(chroma_stft(jnp.asarray(y), **options), reference) <= 5e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -133,6 +136,7 @@ def test_gradients_are_finite_where_energy_vanishes(norm):
         assert np.abs(gradient(half)).max() > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", [np.inf, 1.0, 2.0])
 def test_gradients_equal_finite_differences(norm):
     with jax.enable_x64(True):

@@ -160,6 +160,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 """
 
 
+@pytest.mark.slow
 def test_ten_minutes_take_constant_memory():
     """What grows are the sound itself and its result; ru_maxrss is in KiB on Linux."""
     tests = str(__file__).rsplit("/", 1)[0]

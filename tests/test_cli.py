@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from jaxdiff.cli.main import main
+from jaxdiff.cli.main import _explain, main
 from jaxdiff.data.orchestra import write_orchestra
 from jaxdiff.inference import load
 
@@ -122,6 +122,7 @@ def test_info_shows_the_model(trained, capsys):
         assert part in text
 
 
+@pytest.mark.slow
 def test_another_configuration_in_the_work_directory_is_refused(trained, config, folder, tmp_path, capsys):
     run = shutil.copytree(trained, tmp_path / "run")
     base = ["train", config, "--workdir", run, "--data.path", folder]
@@ -239,6 +240,7 @@ def test_each_task_has_its_command(trained, vocoder, folder, tmp_path, capsys):
     assert not out.exists()
 
 
+@pytest.mark.slow
 def test_an_exported_file_is_the_run(trained, tmp_path, capsys):
     file, half = tmp_path / "new" / "model.safetensors", tmp_path / "half.safetensors"
     assert jaxdiff(capsys, "export", trained, "--out", file)[0] == 0
@@ -271,6 +273,7 @@ def test_an_exported_file_is_the_run(trained, tmp_path, capsys):
         assert (code, sentence in error) == (1, True), error
 
 
+@pytest.mark.slow
 def test_searched_times_are_kept_and_used(trained, tmp_path, capsys):
     command = ["search-times", trained, "--steps", 2, "--sampler", "euler", "--count", 2, "--iterations", 3]
     assert jaxdiff(capsys, *command)[0] == 0
@@ -316,6 +319,7 @@ def test_debug_shows_the_traceback(tmp_path):
         main(["info", str(tmp_path), "--debug"])
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_prints_the_command_that_resumes(folder, config, tmp_path):
     command = [sys.executable, "-m", "jaxdiff", "train", config, "--workdir", tmp_path / "w", "--data.path", folder]
     command += ["--train.steps", "100000", "--train.sample_every", "0"]
@@ -331,3 +335,19 @@ def test_sigterm_saves_and_prints_the_command_that_resumes(folder, config, tmp_p
     assert f"jaxdiff train --workdir {tmp_path / 'w'}\n" in output
     last = json.loads(log.read_text().splitlines()[-1])["step"]
     assert max(int(p.name) for p in (tmp_path / "w" / "checkpoints").iterdir()) >= last
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "sentence"),
+    [
+        (MemoryError(), 1, "out of memory; make less at once: a smaller train.batch, data.seconds or --seconds"),
+        (RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes"), 1, "out of memory; make less at once"),
+        (RuntimeError("INTERNAL: YNNPACK operation failed: error"), 1, "out of memory; make less at once"),
+        (OSError(28, "No space left on device", "out/a.wav"), 1, "out/a.wav: No space left on device"),
+        (KeyError("x"), 1, "KeyError: 'x'; run again with --debug for the traceback"),
+    ],
+)
+def test_what_the_system_lacks_is_said_in_one_sentence(error, code, sentence, capsys):
+    assert _explain(error) == code
+    said = capsys.readouterr().err
+    assert sentence in said and said.count("\n") == 1

@@ -384,6 +384,7 @@ def test_parts_that_do_not_fit_get_one_sentence(groups, sentence):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", sorted(set(NETWORKS) - {"causal_wavenet"}))
 def test_networks_are_built_for_task_method_and_representation(network):
     """Classes, channels of the condition and what a method adds are in the shapes of the parameters."""

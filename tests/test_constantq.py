@@ -69,6 +69,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("options", "tolerance"), CASES, ids=[chosen(o) for o, _ in CASES])
 def test_cqt_equals_librosa(options, tolerance):
     y = np.stack([noise(20011), music(20011)])
@@ -87,6 +88,7 @@ def test_octaves_near_half_the_rate_equal_librosas_of_each_octave_alone():
         assert max_relative(ours[low:stop], alone) <= 5e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gamma", [None, 0.0, 20.0])
 @pytest.mark.parametrize(
     "options", [dict(), dict(bins_per_octave=24, n_bins=100, fmin=110.0, hop_length=320)], ids=chosen

@@ -13,6 +13,7 @@ from test_networks import FAST_COMPILE, small_wavenet
 from jaxdiff.networks import dilated_stack
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "frames, condition, kept, lengths", [(150, 3, False, None), (128, 0, True, (128, 70)), (7, 3, True, None)]
 )

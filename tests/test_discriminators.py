@@ -88,6 +88,7 @@ def test_the_papers_sizes():
     assert count(network.spectra) / 3 == 27 * 32 + 3 * 27 * 32 * 32 + 9 * 32 * 32 + 9 * 32 + 2 * (5 * 32 + 1)
 
 
+@pytest.mark.slow
 def test_each_has_weights_of_its_own():
     network, wave = (
         drawn(lambda: Discriminators(1, period_width=1, spectral_width=2, rngs=nnx.Rngs(0))),
@@ -102,6 +103,7 @@ def test_each_has_weights_of_its_own():
         assert max_relative(said[i].logits, expected.logits) <= 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_gradients_are_finite_also_at_silence_and_items_are_apart(dtype):
     make = (lambda: PeriodDiscriminator(1, rngs=nnx.Rngs(0)), lambda: SpectrogramDiscriminator(2, rngs=nnx.Rngs(0)))

@@ -58,6 +58,7 @@ def test_mel_features_bring_back_the_pitch(folder, tmp_path, kind):
     assert abs(float(np.median(f0)) - 440) < 15
 
 
+@pytest.mark.slow
 def test_pitch_chroma_and_loudness(folder, tmp_path):
     for kind in ("pitch", "chroma", "loudness"):
         assert run(folder, "--out", tmp_path / kind, "--kind", kind) == 0
@@ -98,3 +99,19 @@ def test_nothing_is_overwritten_unasked(folder, tmp_path, capsys):
     assert "exists; give another --out, or --overwrite" in capsys.readouterr().err
     assert (tmp_path / "low.npz").stat().st_mtime_ns == before
     assert run(folder / "low.wav", "--out", tmp_path, *SIZES, "--overwrite") == 0
+
+
+def test_names_are_kept_whatever_they_are_and_a_bad_file_costs_itself_only(tmp_path, capsys):
+    names = ["take.1.wav", "take.2.wav", "ca$$h.wav", "v1.5 mix.wav", "a/x.wav", "b/x.wav", "тон.wav"]
+    for i, name in enumerate(names):
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(tmp_path / "in" / name, 0.1 * np.sin(np.arange(1000 + i) / 9), SR)
+    (tmp_path / "in" / "bad.wav").write_bytes(b"RIFF")
+    (tmp_path / "in" / "._take.1.wav").write_bytes(b"no sound")
+    assert run(tmp_path / "in", "--out", tmp_path / "out", *SIZES) == 1
+    error = capsys.readouterr().err
+    assert "bad.wav: not a sound file" in error and "1 of 8 files could not be used, the others are done" in error
+    made = {str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*") if p.is_file()}
+    assert made == {f"{name.removesuffix('.wav')}{end}" for name in names for end in (".npz", ".png")}
+    for i, name in enumerate(names):
+        assert np.load(tmp_path / "out" / f"{name.removesuffix('.wav')}.npz")["samples"] == 1000 + i

@@ -105,6 +105,7 @@ def test_short_jumps_are_euler_steps():
 # --- the objective ---
 
 
+@pytest.mark.slow
 @each_schedule
 @pytest.mark.parametrize("intervals", [dyadic_intervals(), random_intervals], ids=["dyadic", "random"])
 def test_exact_flow_map_has_no_error_on_jumps(schedule, intervals):
@@ -320,6 +321,7 @@ def energy_distance(a, b):
     return 2 * mean(a, b) - mean(a, a) - mean(b, b)
 
 
+@pytest.mark.slow
 def test_shortcut_training_makes_one_step_samples_of_a_mixture():
     """Energy distance to the mixture; an ordinary model's one step from noise lands on the mean of all modes."""
     schedule, x_T, data = RectifiedFlow(), noise(jax.random.key(7), (2000, 1, 2)), mixture(jax.random.key(8), 2000)

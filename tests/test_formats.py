@@ -64,6 +64,7 @@ def test_upgrades_lead_from_every_older_format_to_this_one():
         from_dict({**to_dict(config), "format": 99})
 
 
+@pytest.mark.slow
 def test_training_of_an_older_run_is_refused_and_can_begin_with_its_weights(tmp_path):
     shutil.copytree(OLD / "generation", tmp_path / "old")
     source, kinds = np.load(OLD / "vocoding.npz")["sources"], ("flute", "kick")
@@ -80,6 +81,7 @@ def test_training_of_an_older_run_is_refused_and_can_begin_with_its_weights(tmp_
     assert all(np.allclose(old[key], new[key], rtol=1e-6, atol=1e-12) for key in old)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["generation", "vocoding"])
 def test_an_exported_file_is_the_model(name, tmp_path):
     pipeline = jaxdiff.load(OLD / name)

@@ -202,6 +202,7 @@ def test_the_table_holds_every_public_function():
     assert public == set(CALLS) | OTHERS
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", CALLS)
 def test_odd_arguments_give_a_result_or_a_sentence(name, whole_tracebacks):

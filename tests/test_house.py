@@ -145,6 +145,7 @@ NETWORKS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_any_network_trains_resumes_bit_for_bit_and_generates(name, tmp_path):
     model, method = Model(NETWORKS[name](), PATCHES, Generate()), Diffusion()

@@ -78,6 +78,7 @@ def estimates(method, name, schedule, times, mean, covariance, noise_std, **opti
     return ours, np.stack(exact)
 
 
+@pytest.mark.slow
 @each_case
 @pytest.mark.parametrize("noise_std", [0.0, 0.3])
 @pytest.mark.parametrize("method", METHODS)
@@ -98,6 +99,7 @@ def test_a_wrong_variance_or_correlated_data_is_noticed(method):
         assert max_relative(ours, exact) > 1e-3
 
 
+@pytest.mark.slow
 @each_case
 @pytest.mark.parametrize("noise_std", [0.0, 0.2])
 def test_moment_matching_is_exact_for_any_gaussian(name, schedule, noise_std):
@@ -176,6 +178,7 @@ def draw(sampler, denoiser, steps, schedule=Cosine(), count=8000, spacing: Spaci
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sampler", "steps"), [(heun, 40), (ddim(0.0), 300), (ancestral, 300)], ids=["heun", "ddim", "ancestral"]
 )
@@ -264,6 +267,7 @@ def test_no_resamples_are_refused():
         repaint(masking(MASK), jnp.zeros((1, D)), resamples=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("iterations", [1, 2, 3, 5])
 def test_moment_matching_holds_on_a_trained_network(iterations):
     """Whose Jacobian is not symmetric: what is known is met at least as well as without guidance, the better the more

@@ -35,6 +35,7 @@ def corpus():
     return *((a - mean) / scale for a in (train, test)), np.tile(np.arange(8), 6), np.tile(np.arange(8), 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", MAKE.values(), ids=MAKE.keys())
 def test_networks_beat_the_best_line(make):
     """The sounds that are learned and those that are tested share a batch, whose items do not meet."""
@@ -66,6 +67,7 @@ def test_networks_beat_the_best_line(make):
     assert errors[-8:].mean() < 0.7 * line < errors[0]
 
 
+@pytest.mark.slow
 def test_causal_wavenet_beats_the_frequencies_of_the_samples():
     """Bits a sample of the middle of unheard sounds, against the entropy of those very sounds' 64 mu-law classes."""
     output = mu_law_categorical(64)

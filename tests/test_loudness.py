@@ -189,6 +189,7 @@ MEASURES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MEASURES)
 def test_batch_and_gradients(name):
     f = MEASURES[name]
@@ -201,6 +202,7 @@ def test_batch_and_gradients(name):
     assert np.isfinite(out).all() and np.isfinite(jax.grad(lambda y: f(y).sum())(y)).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MEASURES)
 def test_gradients_equal_finite_differences(name):
     with jax.enable_x64(True):

@@ -106,6 +106,7 @@ def test_mfcc_of_a_spectrogram():
     assert max_relative(mfcc(S=S, n_mfcc=13, lifter=10.0), reference) <= 5e-7
 
 
+@pytest.mark.slow
 def test_double_precision_agrees_to_1e_10():
     y = waves(2, 3000).astype(np.float64)
     options: dict[str, Any] = dict(sr=16000, n_fft=400, hop_length=100, n_mels=30)

@@ -171,6 +171,7 @@ def diffwave(network, x, t, frames=None, label=None):
     return affine(network.output, skip)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("condition_hop", [0, 1, 16])
 @pytest.mark.parametrize("authors_form", [False, True])
 def test_wavenet_equals_diffwaves_equations(condition_hop, authors_form):
@@ -469,6 +470,7 @@ def test_even_kernels_are_refused():
 # --- all ---
 
 
+@pytest.mark.slow
 @each_network
 def test_batch_items_do_not_meet(make):
     network = make(condition_features=3, num_classes=4)
@@ -483,6 +485,7 @@ def test_batch_items_do_not_meet(make):
     assert max_relative(alone, out[1:2]) <= 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "options"),
     [(small_convnext, dict(dilation_cycle=2)), (small_hybrid, dict(token_features=3, window=None))],
@@ -516,6 +519,7 @@ def test_time_label_and_condition_matter(make):
     assert max_relative(call(network, x, t, cond.without_label()), out) > 1e-3
 
 
+@pytest.mark.slow
 @each_network
 def test_gradients_are_finite_float32_with_remat_and_in_bfloat16(make):
     """Recomputed in bfloat16 the output is within 3 % and the gradient within 5 % of float32's."""
@@ -559,6 +563,7 @@ def test_label_dropout_rate(rate):
     assert dropped(table(None, 5)).all()
 
 
+@pytest.mark.slow
 @each_network
 def test_label_dropout_reaches_the_network(make):
     network = make(num_classes=2, label_dropout=0.5)

@@ -93,6 +93,7 @@ def test_weights_are_those_of_the_error_of_x0(prediction, kind, shift):
         assert np.abs(losses[name] / (formula((sigma / alpha).ravel()) * error) - 1).max() <= 1e-8, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", SCHEDULES)
 @pytest.mark.parametrize("prediction", get_args(Prediction))
 def test_weighted_losses_are_finite_at_the_ends(prediction, kind):

@@ -28,6 +28,7 @@ def cents(a, b) -> np.ndarray:
     return np.abs(1200 * np.log2(np.asarray(a, float) / b))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [dict(), dict(fmin=100.0, fmax=400.0, resolution=0.2), dict(center=False)])
 def test_pyin_equals_librosa(options):
     y, options = voice(), RANGE | options

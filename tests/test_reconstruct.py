@@ -28,6 +28,7 @@ def spectral_convergence(y, S, **sizes) -> float:
     return float(np.linalg.norm(np.abs(librosa.stft(np.asarray(y, np.float64), **sizes)) - S) / np.linalg.norm(S))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n_fft", "hop_length", "win_length"), [(512, 128, None), (400, 100, 320)])
 def test_griffinlim_is_as_good_as_librosas(n_fft, hop_length, win_length):
     """On average over 64 initial phases, of which one alone changes the error by a fifth."""

@@ -64,6 +64,7 @@ def test_compressed_stft_raises_magnitudes_and_keeps_phase():
     assert max_relative(ours, np.abs(X) ** 0.3 * np.exp(1j * np.angle(X))) <= 1e-4
 
 
+@pytest.mark.slow
 def test_magnitudes_come_back_and_their_gradient_takes_phases_as_constants():
     y, pair = waves(2, 4096), Magnitude(n_fft=256, hop_length=64)
     x = pair.encode(jnp.asarray(y))
@@ -205,6 +206,7 @@ def test_log_mel_decodes_to_nearly_the_same_mel():
     assert np.percentile(error[loud], 95) <= 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("samples", [320, 321, 335, 336, 1, 15, 17, 1999])
 @pytest.mark.parametrize(
     "pair",
@@ -256,6 +258,7 @@ def test_without_a_period_decode_is_griffin_lim_of_one_draw():
     assert (pair.decode(x) == griffinlim(S, n_iter=8, **sizes)).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("pair", "share"), [(Magnitude(), 1.0), (LogMel(), 0.75)], ids=["magnitude", "log_mel"])
 def test_a_part_sounds_as_in_the_whole(pair, share):
     """Within -60 dB from 40 frames after its beginning and before its end (measured: 28); at 20 frames it is -20 dB.
@@ -290,3 +293,14 @@ def test_a_period_does_not_cost_quality():
         return float(np.mean(distance) / jnp.linalg.norm(S))
 
     assert error(64) <= 1.15 * error(None)
+
+
+@pytest.mark.parametrize("name", ["log_mel", "magnitude"])
+def test_a_decoded_sound_keeps_the_level_of_its_features(name):
+    """To a decibel of its energy, for features of any level, also far above full scale."""
+    pair = REPRESENTATIONS[name](n_fft=512, hop_length=128)
+    for instrument in ("string", "snare"):
+        y = jnp.asarray(synthesize(instrument, "train", 0)[:8192], jnp.float32)
+        for gain in (0.01, 1, 8):
+            energy = [float((z**2).sum()) for z in (gain * y, round_trip(pair, gain * y))]
+            assert abs(10 * np.log10(energy[1] / energy[0])) < 1

@@ -81,6 +81,7 @@ def cosine_times(steps, first=1.0, last=0.0):
 # --- convergence ---
 
 
+@pytest.mark.slow
 @each_sampler
 def test_order_of_convergence(name):
     """The slope of theory, towards the one exact answer, so that all samplers agree in the limit."""
@@ -113,6 +114,7 @@ def test_noise_of_the_right_size(name):
     assert np.abs(wrong[1] - benchmark.COVARIANCE).max() >= 0.07
 
 
+@pytest.mark.slow
 @each_stochastic
 def test_samples_have_the_moments(name, monkeypatch):
     """6,000 samples with a key each and 256 steps; the same bound fails when the noise is 5 % too large."""
@@ -139,6 +141,7 @@ def test_samples_have_the_moments(name, monkeypatch):
 # --- as programs ---
 
 
+@pytest.mark.slow
 @each_program
 def test_finite_down_to_the_data_with_every_schedule(name):
     """In float32 and 12 steps, never evaluated at t = 0, and not far from the data's N(0.7, 0.5^2)."""

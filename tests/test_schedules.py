@@ -90,6 +90,7 @@ def test_levels_in_closed_form(name):
     assert max(abs(ours[0] / alpha - 1).max(), abs(ours[1] / sigma - 1).max()) <= (1e-11 if exact else 3e-6)
 
 
+@pytest.mark.slow
 @each_schedule
 @pytest.mark.parametrize("shift", [1.0, 5.0])
 def test_ends_are_exact_and_finite_between(name, shift):
@@ -138,6 +139,7 @@ def test_schedules_compare_by_value():
 # --- times ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "x64", "bound"),
     [(name, True, 1e-9) for name in SCHEDULES]

@@ -80,6 +80,7 @@ def test_stft_equals_librosa(sizes, center, pad_mode, length, lead):
     assert max_relative(stft(jnp.asarray(y), **options), reference) <= (2.5e-7 if n_fft % 2 else 2e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["fft", "matmul"])
 @pytest.mark.parametrize("window", ["hann", "hamming", "blackmanharris", ("kaiser", 8.0)])
 def test_stft_windows_and_methods(window, method):
@@ -121,6 +122,7 @@ def test_batch_equals_items(lead):
         assert max_relative(f(y), items.reshape(*lead, *items.shape[1:])) <= 3e-7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n_fft", "hop_length", "win_length"), [SIZES[i] for i in (3, 5, 8)])
 @pytest.mark.parametrize("center", [True, False])
 @pytest.mark.parametrize("length", [None, 1900, 700])
@@ -144,6 +146,7 @@ def test_istft_equals_librosa(n_fft, hop_length, win_length, center, length):
     assert not ours[(X.shape[-1] - 1) * (hop_length or win_length // 4) + n_fft :].any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n_fft", "hop_length", "win_length"), [(512, 128, None), (512, 100, 400), (513, 97, 300)])
 @pytest.mark.parametrize("lead", [(), (3,), (2, 3)])
 def test_istft_inverts_stft(n_fft, hop_length, win_length, lead):
@@ -268,6 +271,7 @@ def test_no_fourier_matrix_is_made_where_the_fft_is_taken():
     assert peak < 6e7
 
 
+@pytest.mark.slow
 def test_the_matrix_product_holds_for_any_size():
     for n_fft in (1, 2, 5, 300, 4099):
         y = waves(3, n_fft)

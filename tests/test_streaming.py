@@ -32,6 +32,7 @@ def run(stream, chunks, axis: int):
     return stream_all(chunks)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", CASES)
 @pytest.mark.parametrize("hops", [1, 4])
 def test_analysis_in_chunks(options, hops):
@@ -49,6 +50,7 @@ def test_analysis_in_chunks(options, hops):
         assert max_relative(out, offline) <= 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", CASES)
 @pytest.mark.parametrize("frames", [1, 5])
 def test_synthesis_in_chunks(options, frames):

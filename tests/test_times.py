@@ -60,6 +60,7 @@ def pipeline(made, tmp_path):
     return Pipeline(made.model, made.method, made.params, **options)
 
 
+@pytest.mark.slow
 def test_searched_times_are_better_on_other_sounds_kept_and_used(pipeline):
     found = search(pipeline, steps=3, sampler="euler", count=4, iterations=30)
     assert (found.sampler, len(found.times), found.checkpoint) == ("euler", 4, "f")

@@ -259,6 +259,7 @@ def damaged(workdir):
     (workdir / "snapshots" / "99").mkdir()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", [killed_between_saves, killed_in_a_save, killed_in_the_first_save, damaged])
 def test_redone_work_replaces_what_is_left_of_the_first_attempt(six, tmp_path, fault):
     config, whole = six
@@ -319,6 +320,7 @@ def test_a_preview_that_fails_costs_nothing_and_is_said_once(six, tmp_path):
     assert f"no preview in {workdir}/samples/5 (NotADirectoryError" in warnings[1]
 
 
+@pytest.mark.slow
 def test_what_may_change_on_a_resume_is_shown_and_what_matters_is_confirmed(six, folder, tmp_path):
     config, whole = six
     workdir, moved = shutil.copytree(whole, tmp_path / "run"), shutil.copytree(folder, tmp_path / "moved")
@@ -530,6 +532,7 @@ def resumed(config, workdir, step, copy):
     return copy
 
 
+@pytest.mark.slow
 def test_a_vocoder_trains_against_discriminators_and_resumes_bit_for_bit(folder, tmp_path, small_discriminators):
     tiny = {"data.path": str(folder), "data.seconds": "0.128", "task.n_fft": "256", "task.hop_length": "64",
             "task.n_mels": "20", "representation.n_fft": "256", "representation.hop_length": "64",
@@ -569,6 +572,7 @@ class Volume(nnx.Module):
         return [Judgement(self.gain[...] * wave**2, (wave,))]
 
 
+@pytest.mark.slow
 def test_a_few_step_model_is_trained_further_from_its_run(few, tmp_path, monkeypatch):
     monkeypatch.setattr(adversarial, "Discriminators", Volume)
     shortcut, workdir = few
@@ -602,6 +606,7 @@ METHODS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_learns_and_samples(folder, request, tmp_path, name):
     parts = {"method": METHODS[name]}
@@ -714,6 +719,7 @@ def test_parts_that_do_not_fit_are_refused_before_any_step():
 # --- the configurations that ship ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["quickstart", "one_shots", "few_step", "diffwave", "wavenet", "lstm_baseline"])
 def test_shipped_configurations_train_and_make_sound_in_two_tiny_steps(name, folder, tmp_path):
     tiny = {"data.path": str(folder), "train.steps": "2", "train.batch": "2", "train.sample_every": "0",

@@ -122,6 +122,7 @@ def test_the_table_holds_every_public_transform():
     assert public - set(TRANSFORMS) == NO_TRANSFORM & public
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TRANSFORMS)
 def test_a_batch_gives_what_its_items_give(name):
     y = sound(2, 2) * np.array([[1, 0.1], [3, 0]], np.float32)[..., None]
@@ -131,6 +132,7 @@ def test_a_batch_gives_what_its_items_give(name):
         np.testing.assert_allclose(together, expected, rtol=0, atol=1e-6 * max(1e-6, np.abs(expected).max()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TRANSFORMS)
 def test_gradients_are_finite(name):
     gradient = jax.jit(jax.grad(weighted_sum(name)))
@@ -161,6 +163,7 @@ QUIET = {  # functions and options that the table does not hold
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", QUIET)
 def test_gradients_are_finite_however_quiet(name):
     gradient = jax.jit(jax.grad(lambda y: (QUIET[name](y) * 1.7).sum()))
@@ -205,6 +208,7 @@ def test_medians_equal_scipy_s():
             np.testing.assert_array_equal(effects._median(jnp.asarray(S), size, axis), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(set(TRANSFORMS) - NOT_SMOOTH))
 def test_gradients_equal_finite_differences(name):
     with jax.enable_x64(True):

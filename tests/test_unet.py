@@ -92,6 +92,7 @@ def reference(network, x, t, label):
     return affine(network.output, through(0, affine(network.input, x)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("attention_levels", "blocks"), [(0, 2), (2, 1)])
 def test_unet_equals_its_equations_with_and_without_padding(attention_levels, blocks):
     network = small(attention_levels=attention_levels, blocks=blocks, num_classes=3)

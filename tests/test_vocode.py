@@ -49,6 +49,7 @@ def test_training_and_use_know_the_same(representation):
     assert needs == (40, 128, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stft_n_fft", [256, 512])
 @pytest.mark.parametrize("kind", [CompressedStft, Magnitude])
 def test_divided_by_the_envelope_features_are_of_unit_size_at_any_level_and_frequency(kind, stft_n_fft):
