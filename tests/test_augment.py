@@ -275,6 +275,7 @@ def test_channels_can_share_a_draw():
     assert np.ptp(ratio, axis=(1, 2)).max() <= 1e-5 and np.ptp(ratio[:, 0, 0]) > 0.1
 
 
+@pytest.mark.slow
 def test_mix_up_mixes_partners():
     y = jnp.asarray(waves(1000, 3, 2))
     mixed = mix_up(y, alpha=0.4, key=KEY)

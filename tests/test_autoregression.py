@@ -157,6 +157,7 @@ def test_one_sample_at_a_time_gives_the_outputs_of_the_whole(dtype):
 # --- mu-law and distributions ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("levels", [16, 256, 1024])
 def test_every_mu_law_class_comes_back(levels):
     classes = jnp.arange(levels)

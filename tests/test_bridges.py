@@ -176,6 +176,7 @@ def test_lognormal_times_have_their_quantiles(bridge):
         assert np.quantile(level, q) == pytest.approx(-1.2 + 1.2 * norm.ppf(q), abs=1e-2)
 
 
+@pytest.mark.slow
 @each_bridge
 @pytest.mark.parametrize("spacing", get_args(Spacing))
 def test_spaced_times_fall_from_one_to_zero(bridge, spacing):
@@ -221,6 +222,7 @@ def test_loss_adds_the_auxiliary_distance_and_passes_the_condition():
 # --- samplers ---
 
 
+@pytest.mark.slow
 @each_diffusion
 def test_one_step_of_the_sde_is_the_reference_posterior(bridge):
     """x_u given x_t and x0 by conditioning the unpinned diffusion's Gaussian joint: y plays no part in it."""

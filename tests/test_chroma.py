@@ -116,6 +116,7 @@ def test_each_frame_has_unit_norm_and_silence_has_none(chroma):
         assert measure(heard) == pytest.approx(1, rel=1e-5) and not silent.any()
 
 
+@pytest.mark.slow
 @CHROMAS
 def test_batch_jit_and_vmap_equal_items(chroma):
     y = jnp.asarray(noise(2, 3, 5000) * np.array([1, 1e-4, 1e4], np.float32)[:, None])

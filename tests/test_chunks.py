@@ -131,6 +131,7 @@ def test_noise_belongs_to_the_place_in_the_sound():
 IDENTITY = Network(lambda key: {"gain": jnp.float32(0.5)}, lambda params, x_t, t, cond, **_: params["gain"] * x_t)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [Diffusion(), Shortcut()], ids=["diffusion", "shortcut"])
 @pytest.mark.parametrize("representation", [Patches(8000, 8), CompressedStft(8000, 64, 32)], ids=["patches", "stft"])
 def test_longer_sounds_continue_the_shorter(method, representation):

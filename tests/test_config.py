@@ -408,6 +408,7 @@ def test_networks_are_built_for_task_method_and_representation(network):
     assert jax.eval_shape(output, model.network.shapes(), x, wave).shape == x.shape
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prediction", ["x0", "flow"])
 def test_a_generator_that_makes_x0_begins_with_sound(prediction):
     """At silence spectral distances have no gradient; one that predicts the flow begins by changing nothing."""

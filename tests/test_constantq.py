@@ -141,6 +141,7 @@ def test_a_sine_at_a_centre_peaks_there(k, scale):
     assert np.argmax(magnitude * (1 if scale else cqt_frequencies(84))) == k
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lead", [(3,), (2, 3)])
 def test_batch_equals_items(lead):
     y = jnp.asarray(noise(*lead, 4001))

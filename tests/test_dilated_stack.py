@@ -47,6 +47,7 @@ def test_chunks_equal_the_definition(monkeypatch, frames, condition, kept, lengt
                     assert not ours.any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("condition, lengths", [(3, None), (0, (150, 70))])
 def test_winograds_products_give_the_definition_too(monkeypatch, condition, lengths):
     """Where no gradient is asked for: chunks of 64 frames hold the tiles of dilations up to 16."""

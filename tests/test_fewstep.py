@@ -141,6 +141,7 @@ def test_fixed_point_is_the_composition_of_euler_steps():
         assert loss(2 / cells) >= 1e-8  # half as many Euler steps
 
 
+@pytest.mark.slow
 @each_schedule
 def test_ordinary_items_learn_the_denoiser(schedule):
     """At r = t the loss is that of x0 prediction: the exact denoiser's is the posterior variance."""
@@ -154,6 +155,7 @@ def test_ordinary_items_learn_the_denoiser(schedule):
     assert float(loss) * 256 - float(metrics["jump_loss"]) == pytest.approx(255 * variance, rel=0.03)
 
 
+@pytest.mark.slow
 def test_teacher_gets_no_gradient_and_every_other_item_jumps():
     x0, schedule = jax.random.normal(KEY, (4, 2, 1)), RectifiedFlow()
     network = lambda scale: lambda x_t, t, cond, r: scale * jnp.tanh(x_t) + cond  # noqa: E731
@@ -238,6 +240,7 @@ def test_reflow_is_the_diffusion_loss_of_given_pairs(prediction):
 # --- the transformer's second time ---
 
 
+@pytest.mark.slow
 def test_transformer_with_a_second_time_starts_as_the_ordinary_one():
     make = lambda second_time: Transformer(  # noqa: E731
         5, width=8, depth=1, heads=2, num_classes=3, second_time=second_time, rngs=nnx.Rngs(RBG)

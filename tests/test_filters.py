@@ -37,6 +37,7 @@ def sections(sos) -> tuple:
     return tuple(tuple(map(float, row)) for row in sos)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FILTERS)
 @pytest.mark.parametrize("length", [1, 127, 5000])
 def test_sosfilt_equals_scipy(name, length):
@@ -108,6 +109,7 @@ def gain(b, a, frequencies, sr):
     return scipy.signal.freqz(b, a, frequencies, fs=sr)[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["low_pass", "high_pass", "peaking", "low_shelf", "high_shelf"])
 @pytest.mark.parametrize(("corner", "gain_db", "q"), [(1000.0, 9.0, 2**-0.5), (20.0, -12.0, 2.0), (7000.0, 3.0, 0.5)])
 def test_biquads_equal_the_cookbook(kind, corner, gain_db, q):

@@ -198,6 +198,7 @@ def test_moment_matched_samples_have_the_posterior_mean_and_covariance(sampler, 
     assert (np.abs(PRIOR_MEAN - mean[0]) / deviation).max() > 0.5  # the unconditional mean would not do
 
 
+@pytest.mark.slow
 def test_repaint_keeps_the_known_exactly_and_approaches_the_posterior():
     mean, covariance = posterior(PRIOR_MEAN, PRIOR, np.eye(SMALL)[:2], OBSERVED[None, :2], 0 * np.eye(2))
     plain = correlated_denoiser(Cosine(), PRIOR_MEAN, PRIOR)
@@ -213,6 +214,7 @@ def test_repaint_keeps_the_known_exactly_and_approaches_the_posterior():
     assert spreads[0] > 0.2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["masking", "lowpass", "filterbank", "convolution"])
 def test_data_consistent_samples_explain_y_to_float32_precision(name):
     operator, _ = LINEAR[name]

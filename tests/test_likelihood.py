@@ -47,6 +47,7 @@ def ours(schedule, steps, x0, true_prior=True, probes=None, key=None):
     )
 
 
+@pytest.mark.slow
 @each_schedule
 def test_gaussian_is_exact_to_a_ten_thousandth_of_a_bit(schedule):
     """In float32, with 128 steps that are even in sqrt(t), from t = 1 to t = 0."""

@@ -199,6 +199,7 @@ def test_wavenet_starts_at_zero():
     assert scale == pytest.approx(1, abs=0.2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("layers", "cycle", "expected"), [(3, 3, 15), (4, 2, 13), (1, 1, 3)])
 def test_receptive_field_is_exact(layers, cycle, expected):
     network = small_wavenet(layers=layers, dilation_cycle=cycle)

@@ -48,6 +48,7 @@ def test_patches_are_the_samples(size, lead):
     assert pair.hop_length == size
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n_fft", "hop_length"), [(64, 16), (256, 128), (512, 128), (128, 50)])
 @pytest.mark.parametrize("exponent", [1.0, 0.5, 0.3])
 def test_compressed_stft_round_trip(n_fft, hop_length, exponent):

@@ -86,6 +86,7 @@ def test_resample_agrees_with_soxr(orig_sr, target_sr, quality):
     assert max_relative(ours[:count], theirs[:count]) <= (2e-6 if whole else 6e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("orig_sr", "target_sr"), RATIOS)
 @pytest.mark.parametrize("length", [1, 441, 1000])
 def test_length_is_that_of_librosa(orig_sr, target_sr, length):

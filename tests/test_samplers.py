@@ -170,6 +170,7 @@ def test_more_steps_are_no_larger_a_program(name):
     assert size(1000) == size(10)
 
 
+@pytest.mark.slow
 @each_stochastic
 def test_items_with_their_own_keys_ignore_the_batch(name):
     run, _ = program(name)

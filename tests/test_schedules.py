@@ -81,6 +81,7 @@ for _name, _betas in {
 # --- schedules ---
 
 
+@pytest.mark.slow
 @each_schedule
 def test_levels_in_closed_form(name):
     t, alpha, sigma = CLOSED[name]
@@ -186,6 +187,7 @@ def test_logsnr_times_are_even_in_logsnr(name):
     assert values[-1] == np.inf
 
 
+@pytest.mark.slow
 @each_schedule
 @pytest.mark.parametrize("spacing", ["uniform", "quadratic", "cosine", "karras", "logsnr"])
 def test_times_fall_from_one_to_zero(name, spacing):
@@ -207,6 +209,7 @@ def test_other_spacings():
 # --- predictions ---
 
 
+@pytest.mark.slow
 @each_schedule
 @pytest.mark.parametrize("sigma_data", [0.5, 2.0])
 def test_all_pairs_convert(name, sigma_data):

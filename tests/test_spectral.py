@@ -93,6 +93,7 @@ def test_stft_windows_and_methods(window, method):
     assert max_relative(back, y) <= 2e-6
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:n_fft=")
 def test_double_precision_agrees_to_1e_10():
     with jax.enable_x64(True):

@@ -76,6 +76,7 @@ def test_searched_times_are_better_on_other_sounds_kept_and_used(pipeline):
     assert np.abs(usual - searched).max() > 1e-3 * np.abs(usual).max()
 
 
+@pytest.mark.slow
 def test_the_sampler_searched_for_is_the_one_used_when_nobody_says(pipeline):
     """Of a configuration without one it is the method's first."""
     assert pipeline.sampling.sampler is None

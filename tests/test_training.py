@@ -304,6 +304,7 @@ def test_a_save_that_fails_says_why_and_leaves_what_was_there(tmp_path):
         checkpoints.save(tmp_path / "file", state._replace(step=jnp.int32(2)), None, {})
 
 
+@pytest.mark.slow
 def test_a_preview_that_fails_costs_nothing_and_is_said_once(six, tmp_path):
     config, whole = six
     workdir, said = shutil.copytree(whole, tmp_path / "run"), []
@@ -382,6 +383,7 @@ class Counted(Generate):
         return super().example(representation, batch, key)
 
 
+@pytest.mark.slow
 def test_three_hundred_steps_trace_once_and_learn():
     make = lambda rngs: WaveNet(32, channels=16, layers=2, embedding=16, num_classes=2, rngs=rngs)  # noqa: E731
     task = Counted(classes=("low", "high"))
@@ -669,6 +671,7 @@ class Restore(Task):
         return Given(start=representation.encode(batch["wave"]))
 
 
+@pytest.mark.slow
 def test_a_bridge_of_ones_own_task_trains_resumes_and_samples(tmp_path):
     """Sounds and their targets, -2 times as loud: what is learned is a matrix, and the sound that is made exact."""
     rng, rate = np.random.default_rng(0), 8000

@@ -111,6 +111,7 @@ def test_unet_equals_its_equations_with_and_without_padding(attention_levels, bl
     assert max_relative(plain(params)[0], padded[0]) <= 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("levels", "blocks"), [(1, 1), (2, 1), (3, 2)])
 def test_receptive_field_is_exact(levels, blocks):
     """The most frames that any of four neighbouring outputs depends on, each in an item of its own."""
@@ -126,6 +127,7 @@ def test_receptive_field_is_exact(levels, blocks):
     assert max(reach) == field
 
 
+@pytest.mark.slow
 def test_blocks_begin_as_the_identity():
     rngs = nnx.Rngs(params=jax.random.key(0, impl="rbg"))
     block = ResidualBlock(16, 16, 8, heads=2, rngs=rngs)
