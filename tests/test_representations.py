@@ -299,7 +299,8 @@ def test_a_period_does_not_cost_quality():
 @pytest.mark.parametrize("name", ["log_mel", "magnitude"])
 def test_a_decoded_sound_keeps_the_level_of_its_features(name):
     """To a decibel of its energy, for features of any level, also far above full scale."""
-    pair = REPRESENTATIONS[name](n_fft=512, hop_length=128)
+    kind: Any = REPRESENTATIONS[name]
+    pair = kind(n_fft=512, hop_length=128)
     for instrument in ("string", "snare"):
         y = jnp.asarray(synthesize(instrument, "train", 0)[:8192], jnp.float32)
         for gain in (0.01, 1, 8):

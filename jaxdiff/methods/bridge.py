@@ -44,7 +44,8 @@ class Bridge(method.Method):
 
         def loss(network, example: Example, context: method.Context):
             x0, given = example
-            y = _start(given)
+            y = given.start
+            assert y is not None  # see check
             auxiliary = method.sound_distance(model, self.auxiliary, self.auxiliary_weight, given)
             cond = given.cond.with_estimate(y)
             options: dict[str, Any] = dict(sample_t=sample_t, auxiliary=auxiliary)
@@ -57,15 +58,10 @@ class Bridge(method.Method):
         sampler = self.sampler(sampling)
 
         def sample(params: Params, given: Given, noise: Array, keys: Array) -> Array:
-            y = _start(given)
+            y = given.start
+            assert y is not None  # see check
             denoiser = diffusion.bridge_denoiser(model.network.bound(params), given.cond.with_estimate(y))
             denoiser = model.task.guide(model.representation, denoiser, self.schedule, given)
             return sampler(denoiser, self.schedule, y, times, keys)
 
         return sample
-
-
-def _start(given: Given) -> Array:
-    if given.start is None:
-        raise ValueError("method bridge needs a task that gives a start (paired sounds); use method diffusion")
-    return given.start
