@@ -132,8 +132,8 @@ _SUPPLIED = {
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML whose values are text or nothing, for a type to be read by (010 is 10, no one's 1:30 is 90), and whose keys
-    stand once."""
+    """Reads values as text or nothing, since a field's type says what they are (010 is 10, 1:30 is no number), and
+    refuses a key that stands twice."""
 
     yaml_implicit_resolvers = {
         first: [(tag, pattern) for tag, pattern in resolvers if tag.rpartition(":")[2] in ("null", "merge")]
@@ -152,10 +152,10 @@ def load_config(path: Path, overrides: Mapping[str, str] | None = None) -> Confi
     """The configuration of a YAML file with dotted-key overrides laid over it; raises ConfigError."""
     path = Path(path)
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8-sig"), _Loader) or {}
+        tree = yaml.load(path.read_text(encoding="utf-8-sig"), Loader=_Loader) or {}  # which is a SafeLoader
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); give the path of a YAML file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"{path}: cannot be read as YAML in UTF-8 ({' '.join(str(error).split())})") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: must hold keys and values, got {type(tree).__name__}")
@@ -163,7 +163,7 @@ def load_config(path: Path, overrides: Mapping[str, str] | None = None) -> Confi
         *parents, last = key.split(".")
         node = tree
         for parent in parents:
-            node = node.setdefault(parent, {})
+            node[parent] = node = {} if node.get(parent) is None else node[parent]
             if not isinstance(node, dict):
                 raise ConfigError(f"{key}: {parent} in {path} is a single value, not a group")
         node[last] = value

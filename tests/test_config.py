@@ -507,6 +507,11 @@ def test_yaml_values_are_read_by_the_type_of_their_field(tmp_path):
     path.write_bytes(b"\xef\xbb\xbfdata:\ntrain: {steps: 010, learning_rate: 1e-4}\nsampling: {guidance_high: .inf}\n")
     config = load_config(path)
     assert (config.data, config.train.steps, config.train.learning_rate) == (Config().data, 10, 1e-4)
+    path.write_text("data:\n  # all as it is\n")
+    assert load_config(path, {"data.path": "sounds"}).data.path == "sounds"
+    path.write_text("[" * 5000)
+    with pytest.raises(ConfigError, match="cannot be read as YAML"):
+        load_config(path)
     path.write_bytes("data: {path: Café}".encode("latin-1"))
     with pytest.raises(ConfigError, match=r"c\.yaml: cannot be read as YAML in UTF-8"):
         load_config(path)

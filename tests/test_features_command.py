@@ -115,3 +115,14 @@ def test_names_are_kept_whatever_they_are_and_a_bad_file_costs_itself_only(tmp_p
     assert made == {f"{name.removesuffix('.wav')}{end}" for name in names for end in (".npz", ".png")}
     for i, name in enumerate(names):
         assert np.load(tmp_path / "out" / f"{name.removesuffix('.wav')}.npz")["samples"] == 1000 + i
+
+
+def test_home_and_variables_are_filled_in_unless_that_very_name_is_there(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("SOUNDS", str(folder))
+    monkeypatch.chdir(tmp_path)
+    assert run("$SOUNDS/low.wav", "--out", "~/out", *SIZES) == 0
+    assert (tmp_path / "out" / "low.npz").is_file()
+    (tmp_path / "$SOUNDS.wav").write_bytes((folder / "high.wav").read_bytes())
+    assert run("$SOUNDS.wav", "--out", "out", *SIZES) == 0
+    assert (tmp_path / "out" / "$SOUNDS.npz").is_file()

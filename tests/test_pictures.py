@@ -38,6 +38,15 @@ def test_a_label_is_no_path(label, tmp_path):
     assert len(list(inside.iterdir())) == 3
 
 
+def test_sounds_of_one_name_do_not_overwrite_each_other(tmp_path):
+    made = Output([TONE, TONE], [RATE] * 2, [{"item": i, "source": f"{i}/x.wav"} for i in range(2)])
+    with pytest.raises(ValueError, match="x: is the name of several sounds"):
+        made.save(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    made.save(tmp_path / "out", ["a", "b"], sheet=False)
+    assert len(list((tmp_path / "out").glob("*.wav"))) == 2
+
+
 def test_letters_that_no_font_has_are_escaped_and_the_others_shown():
     assert pictures._legible("тон 1") == ("тон 1", ("DejaVu Sans",))
     with pytest.warns(UserWarning, match="no font of this machine"):

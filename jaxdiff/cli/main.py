@@ -61,8 +61,14 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _checked(command: Any) -> dict[str, Any]:
-    """The paths among the options of a command, with ~ and variables replaced; its numbers are in their ranges."""
-    expand = lambda path: Path(os.path.expandvars(path)).expanduser()  # noqa: E731
+    """The paths among the options of a command, with ~ and variables filled in unless that very name is there.
+
+    Raises ValueError for a number out of its range.
+    """
+
+    def expand(path: Path) -> Path:
+        return path if os.path.lexists(path) else Path(os.path.expandvars(path)).expanduser()
+
     ranges.check_fields(command, lambda name: f"--{name.replace('_', '-')}")
     paths = {}
     for name, value in vars(command).items():

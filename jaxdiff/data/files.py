@@ -53,7 +53,7 @@ class AudioError(ValueError):
 
 @dataclass(frozen=True)
 class AudioInfo:
-    """What a header says: sample rate in Hz, samples per channel, channels; and what `check_audio` finds, the peak."""
+    """A header says the sample rate in Hz, samples per channel and channels; `check_audio` also finds the peak."""
 
     sample_rate: int
     samples: int
@@ -66,7 +66,7 @@ class AudioInfo:
 
 
 def _name(path: Path) -> Any:
-    """What soundfile takes: it encodes a str as strict UTF-8, and on Windows takes nothing else."""
+    """A path as soundfile takes it: bytes, for it encodes a str as strict UTF-8; on Windows a str alone."""
     return str(path) if os.name == "nt" else os.fsencode(path)
 
 

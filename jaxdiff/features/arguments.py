@@ -1,4 +1,4 @@
-"""What the functions of this package may be given, checked in one place from their annotations.
+"""Arguments of the functions of this package are checked here, from their annotations.
 
 `Float[Array, "... samples"]` asks for a real array of at least one axis, which is not empty; an option of one name has
 one range in all functions, and is NaN only where that is its default. What does not fit is refused in one sentence: a
@@ -181,7 +181,7 @@ def _fits(value: Any, kind: Any) -> bool:
 
 
 def _words(kind: Any) -> list[str]:
-    """What an annotation accepts, in words."""
+    """The words for what an annotation accepts."""
     origin, parts = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
         return [word for part in parts for word in _words(part)]

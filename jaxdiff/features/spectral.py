@@ -232,7 +232,7 @@ def safe_power(x: Float[Array, "..."], exponent: float) -> Float[Array, "..."]:
 
 
 def power_of_two(x: Float[Array, "..."], axis: int) -> Float[Array, "..."]:
-    """For each `x` along `axis` a power of two just above its largest magnitude, or 1 at silence (below 1e-30).
+    """A power of two just above the largest magnitude of `x` along `axis`, or 1 at silence (below 1e-30).
 
     Dividing by it rounds nothing and keeps squares and their reciprocals in range. It counts as constant: use it where
     a scale cancels.

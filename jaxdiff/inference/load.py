@@ -130,7 +130,7 @@ def export(pipeline: Pipeline, path: str | Path, *, half: bool = False) -> Path:
 
 
 def _header(path: Path, tensors: dict[str, np.ndarray] | None = None) -> dict[str, Any]:
-    """What an exported file says of its model; its tensors are put into `tensors`."""
+    """The metadata of an exported file; its tensors are put into `tensors`."""
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():

@@ -42,19 +42,23 @@ class Output(NamedTuple):
     @property
     def names(self) -> list[str]:
         """A file name for each: its number and class, or that of its source."""
-        named = lambda f: safe_name(Path(f["source"]).stem) if f.get("source") else item_name(f["item"], f.get("label"))  # noqa: E731
-        return [named(fact) for fact in self.facts]
+        return [
+            safe_name(Path(f["source"]).stem) if f.get("source") else item_name(f["item"], f.get("label"))
+            for f in self.facts
+        ]
 
     def save(self, folder: str | Path, names: Sequence[str] | None = None, *, sheet: bool = True, **about: Any) -> None:
         """Write NAME.wav, NAME.png and NAME.json for each in `folder`, made when absent, and with `sheet` sheet.png for
-        all; `about` goes into the sidecars too."""
+        all; `about` goes into the sidecars too. Raises ValueError for two sounds of one name."""
+        names = self.names if names is None else names
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if list(names).count(name) > 1)
+            raise ValueError(f"{twice}: is the name of several sounds; give a name for each (names=)")
         Path(folder).mkdir(parents=True, exist_ok=True)
         sidecars = [
             {**about, **fact, "sample_rate": sr} for fact, sr in zip(self.facts, self.sample_rates, strict=True)
         ]
-        write_sounds(
-            Path(folder), self.waves, self.names if names is None else names, self.sample_rates, sidecars, sheet
-        )
+        write_sounds(Path(folder), self.waves, names, self.sample_rates, sidecars, sheet)
 
     def _repr_html_(self) -> str:
         import base64
