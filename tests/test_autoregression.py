@@ -121,6 +121,7 @@ def test_output_n_sees_exactly_the_receptive_field_before_n(name, condition):
         assert touched(x, cond._replace(frames=cond.frames.at[:, 2].add(1.0))) == [10, 14 + 2 + 4 + 1]
 
 
+@pytest.mark.slow
 def test_gradients_are_finite_in_float32_and_bfloat16():
     _, params, output, cond = parts("mu_law", True)
     x = output.encode(normal(6, 2, SAMPLES, scale=0.3))
@@ -207,6 +208,7 @@ def test_draws_follow_their_distribution(temperature):
     assert scipy.stats.kstest(mixed, "logistic", (0.1, temperature * np.exp(-3))).statistic < 0.012
 
 
+@pytest.mark.slow
 def test_learning_a_pattern_goes_below_the_frequencies_of_its_classes():
     output = distributions.mu_law_categorical(8)
     pattern = np.array([0, 3, 7, 3, 5, 1])

@@ -85,6 +85,7 @@ def test_chroma_cqt_equals_librosa(options):
     assert max_relative(chroma_cqt(jnp.asarray(y), **options), reference) <= 1e-3
 
 
+@pytest.mark.slow
 def test_spectrograms_are_taken_as_they_are():
     y = jnp.asarray(noise(3, 9000))
     power = jnp.abs(stft(y, n_fft=1024, hop_length=300)) ** 2
@@ -126,6 +127,7 @@ def test_batch_jit_and_vmap_equal_items(chroma):
         assert max_relative(f(y), items) <= 2e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", [np.inf, 2.0, None])
 def test_gradients_are_finite_where_energy_vanishes(norm):
     weights = jnp.asarray(noise(12, 1, seed=2))  # the sum of a normalised frame would have no gradient

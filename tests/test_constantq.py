@@ -169,6 +169,7 @@ def test_vmap_and_jit_equal_plain():
         assert max_relative(jax.jit(f)(y), f(y)) <= 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("samples", [1, 100, 511, 512])
 def test_short_waves(samples):
     y = noise(samples)

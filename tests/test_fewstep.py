@@ -198,6 +198,7 @@ def test_dyadic_intervals_are_the_steps_of_uniform_times():
 # --- reflow ---
 
 
+@pytest.mark.slow
 def test_reflow_pairs_are_the_teachers_map_and_have_no_loss():
     """Gaussian pairs x0 = MEAN + STD eps lie on straight paths: x_t gives both, and one Euler step is the teacher."""
     schedule = RectifiedFlow()

@@ -73,6 +73,7 @@ def test_default_prior_is_the_pure_noise_that_sampling_starts_from(schedule):
     assert np.abs(error).max() / (D * np.log(2)) <= 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schedule", [RectifiedFlow(3.0), Exploding()], ids=["shifted", "exploding"])
 def test_error_falls_with_the_fourth_power_of_steps(schedule):
     with jax.enable_x64(True):

@@ -55,6 +55,7 @@ def test_gradients_are_finite_and_vanish_at_the_target(name):
     assert np.isfinite(LOSSES[name](sound, silence))
 
 
+@pytest.mark.slow
 @each_loss
 def test_gradient_is_the_directional_derivative(name):
     with jax.enable_x64(True):

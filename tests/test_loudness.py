@@ -44,6 +44,7 @@ def speechlike(sr: int, channels: int) -> np.ndarray:
     return y * np.select([t < 2, t < 4, t < 5], [1.0, 1e-2, 0.0], 0.5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channels", [1, 2])
 @pytest.mark.parametrize(
     # pyloudnorm's default filters lie 0.043 dB under the standard's table; its "DeMan" ones are that table at 48 kHz,
@@ -156,6 +157,7 @@ def test_frame_loudness_of_known_sounds():
         assert float(frame_loudness(sine, sr=16000, weighting=weighting)[10]) == pytest.approx(expected, abs=0.05)
 
 
+@pytest.mark.slow
 def test_normalize_reaches_its_target():
     y = jnp.asarray(speechlike(16000, 2), jnp.float32)
     options: dict[str, Any] = dict(sr=16000, channels_axis=-2)
@@ -169,6 +171,7 @@ def test_normalize_reaches_its_target():
     assert np.asarray(true_peak(limited).max(-1)) == pytest.approx(-1.0, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_silence_has_a_floor_and_stays_silent():
     y = jnp.zeros((2, 8000 * 4))
     assert (integrated_loudness(y, sr=8000) == -70).all() and (loudness_range(y, sr=8000) == 0).all()

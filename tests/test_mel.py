@@ -49,6 +49,7 @@ def test_mel_scale_equals_librosa(htk):
     assert max_relative(mel_to_hz(hz_to_mel(frequencies, htk), htk), frequencies) <= 1e-14
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("n_fft", "hop_length", "win_length"), [(512, 100, 400), (513, 128, None), (512, 200, 301), (512, 512, None)]
 )

@@ -250,6 +250,7 @@ def test_unknown_hop_is_refused():
 # --- transformer ---
 
 
+@pytest.mark.slow
 def test_blocks_begin_as_the_identity():
     make = lambda: Transformer(2, width=16, depth=2, heads=2, rngs=nnx.Rngs(RBG))  # noqa: E731
     h, c, network = normal(1, 2, 9, 16), normal(2, 2, 16), as_initialised(make)
@@ -359,6 +360,7 @@ def test_hybrid_equals_its_equations_with_tokens_and_padding():
     assert max_relative(call(network, x, t, cond._replace(tokens=-tokens)), ours) > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("window", "cycle"), [(1, 0), (2, 2)])
 def test_reach_of_windows_and_convolutions_is_exact(window, cycle):
     network = small_transformer(depth=3, window=window, dilation_cycle=cycle)
@@ -508,6 +510,7 @@ def test_a_few_items_at_a_time_are_as_all_at_once(make, options):
     assert max_relative(jnp.vdot(slope, jnp.cos(x)), jnp.vdot(x, pulled)) < 1e-4
 
 
+@pytest.mark.slow
 @each_network
 def test_time_label_and_condition_matter(make):
     network = make(condition_features=3, num_classes=4)

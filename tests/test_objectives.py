@@ -71,6 +71,7 @@ def clean_estimate(prediction, alpha, sigma, sigma_data, x_t, network):
             return (sigma_data / size) ** 2 * x + n * sigma_data / size * network(x / size)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shift", [1.0, 2.0])
 @pytest.mark.parametrize("kind", SCHEDULES)
 @pytest.mark.parametrize("prediction", get_args(Prediction))

@@ -48,6 +48,7 @@ def test_yin_equals_librosa():
     assert (error <= 1).mean() >= 0.999
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pitch", [80.0, 220.0, 440.0])
 def test_pitch_of_a_tone(pitch):
     phase = 2 * np.pi * pitch * np.arange(SR // 2) / SR

@@ -181,6 +181,7 @@ def test_items_with_their_own_keys_ignore_the_batch(name):
     assert np.abs(whole[2] - whole[1]).max() > 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", [dpmpp(3), dpmpp_2s, unipc(3), rk4], ids=["dpmpp_3m", "dpmpp_2s", "unipc3", "rk4"])
 def test_samples_land_on_a_finite_set(sampler):
     points = jnp.array([[-2.0, 1.0], [0.5, 0.5], [1.5, -1.0]])

@@ -259,6 +259,7 @@ def test_edm_preconditions_any_schedule(name):
     assert (c[0][0], c[1][0]) == (1, 0)  # nothing is left to the network at the data
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("x64", "bound"), [(True, 1e-14), (False, 4e-7)])
 def test_edm_coefficients_are_the_papers(x64, bound):
     """Table 1 of Karras et al. 2022 at sigma from 0.002 to 80, sigma_data 0.5."""
@@ -275,6 +276,7 @@ def test_edm_coefficients_are_the_papers(x64, bound):
         assert network_input("v", EDM(), t, x) is x
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["cosine", "ve", "edm", "flow"])
 def test_denoiser_undoes_the_preconditioning(name):
     """A network that answers for the unit-variance input it sees, as "edm" wants, is the exact denoiser again."""

@@ -174,6 +174,7 @@ def test_power_to_db_of_each_item():
     assert max_relative(ours, each) <= 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("power", [1.0, 2.0])
 @pytest.mark.parametrize("scale", [1e-20, 1.0])
 def test_gradients_at_silence_are_finite(power, scale):

@@ -86,6 +86,7 @@ def test_the_sampler_searched_for_is_the_one_used_when_nobody_says(pipeline):
     assert rows(pipeline(steps=2, spacing="searched")).shape == (1, 1024)
 
 
+@pytest.mark.slow
 def test_a_vocoder_is_searched_on_sounds():
     config = from_dict({**VOCODER, "sampling": {}})
     vocoder = pipeline_of(config, (), moved(config), None)

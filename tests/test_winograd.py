@@ -15,6 +15,7 @@ def direct(x, kernel, size, dilation, reach):
     return sum(x[:, s : s + size] @ w for s, w in zip(starts, np.split(kernel, 3), strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("size", "dilation"), [(4, 1), (16, 2), (24, 3), (64, 16)])
 def test_tiles_give_the_direct_convolution(size, dilation):
     rng, reach = np.random.default_rng(0), 16
