@@ -38,7 +38,11 @@ def jobs(sources: Sequence[Path], out: Path, ends: Sequence[str], overwrite: boo
             targets[target] = file
     if len(bad) == len(targets):
         raise bad[0] if bad else AudioError(f"{', '.join(map(str, sources))}: no sound files are in there")
-    refuse_existing([beside(target, end) for target in targets for end in ends], overwrite)
+    results = [beside(target, end) for target in targets for end in ends]
+    if len(set(results)) < len(results):
+        twice = next(path for path in results if results.count(path) > 1)
+        raise ValueError(f"{twice}: would be the result of two files; give them different --out")
+    refuse_existing(results, overwrite)
     return [(file, target) for target, file in targets.items()]
 
 
@@ -65,18 +69,24 @@ def work(todo: Sequence[tuple[Path, Path]], do: Callable[[Path, Path], str]) -> 
 
     The exit code: 1 where there was such a file.
     """
+    return long_work(todo, lambda file, target, _: do(file, target))
+
+
+def long_work(todo: Sequence[tuple[Path, Path]], do: Callable[[Path, Path, Callable[[float], None]], str]) -> int:
+    """As `work`, for work that takes long on one file: `do(file, target, tell)` tells which share of it is done."""
     from jaxdiff.data import AudioError
 
     bad = 0
-    with Progress(transient=True, disable=len(todo) < 2 or not sys.stderr.isatty()) as progress:
+    with Progress(transient=True, disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task("files", total=len(todo))
-        for file, target in todo:
+        for i, (file, target) in enumerate(todo):
             try:
-                progress.console.print(do(file, target), markup=False, highlight=False, soft_wrap=True)
+                said = do(file, target, lambda share, i=i: progress.update(task, completed=i + min(share, 1.0)))
+                progress.console.print(said, markup=False, highlight=False, soft_wrap=True)
             except AudioError as error:
                 bad += 1
                 print(f"jaxdiff: error: {error}", file=sys.stderr)
-            progress.advance(task)
+            progress.update(task, completed=i + 1)
     if bad and len(todo) > 1:
         print(f"jaxdiff: error: {bad} of {len(todo)} files could not be used, the others are done", file=sys.stderr)
     return 1 if bad else 0

@@ -16,13 +16,15 @@ import tyro
 
 from jaxdiff import __version__, ranges
 
+from .enhance import Enhance
 from .features import Features
 from .inspect import Export, Info, SearchTimes
+from .models import Models
 from .run import Generate, Vocode
 from .train import Train, print_help
 
 _DESCRIPTION = "Audio diffusion: train a model on a folder of sound, make new sound with it."
-_DATA_ERRORS = {"AudioError", "CheckpointError", "TrainingError"}  # by name: their modules take a second to import
+_DATA_ERRORS = {"AudioError", "CardError", "CheckpointError", "TrainingError"}  # by name: most modules import slowly
 
 _OUT_OF_MEMORY = re.compile("RESOURCE_EXHAUSTED|[Oo]ut of memory|YNNPACK operation failed|std::bad_alloc")
 
@@ -37,7 +39,7 @@ def main(argv: list[str] | None = None) -> None:
     if argv[:1] == ["train"] and {"-h", "--help"} & set(argv):
         print_help()
     command = tyro.cli(
-        Train | Generate | Vocode | SearchTimes | Features | Info | Export,
+        Train | Generate | Enhance | Vocode | SearchTimes | Features | Info | Export | Models,
         prog="jaxdiff",
         description=_DESCRIPTION,
         args=argv or ["--help"],

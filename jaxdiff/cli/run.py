@@ -1,9 +1,10 @@
-"""The commands that make sound with a trained model, one for each task."""
+"""The commands that make sound with a trained model, and what those share that work on files (`enhance.py`, too)."""
 
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from annotated_types import Gt, Interval
@@ -15,21 +16,42 @@ from . import files
 
 if TYPE_CHECKING:
     from jaxdiff.inference import Pipeline
+    from jaxdiff.inference.files import Done
 
 _out = Console(highlight=False, soft_wrap=True)
 
-_ENDS = (".wav", ".png", ".json")
+ENDS = (".wav", ".png", ".json")
 _KNOBS = ("sampler", "steps", "spacing", "guidance", "temperature", "times")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sampled:
+class Making:
     """Options of all these commands."""
 
     out: Path
     """folder for the sounds; made when absent"""
     seed: ranges.Seed = 0
     """item i of a seed is the same sound however many are made"""
+    device: Literal["cpu", "gpu", "tpu"] | None = None
+    """where to compute (the fastest that is there)"""
+    overwrite: bool = False
+    """replace files that are there"""
+    debug: bool = False
+    """show the traceback of an error"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Processed(Making):
+    """Options of commands that work on files."""
+
+    files: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="FILES")]
+    """sound files, or folders of them, whose sub-folders are kept"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampled(Making):
+    """Options of commands that sample as one likes."""
+
     steps: ranges.Count | None = None
     """sampling steps (the configuration's)"""
     guidance: float | None = None
@@ -44,10 +66,6 @@ class Sampled:
     """the times themselves instead of steps and spacing: falling from 1 to 0"""
     ema: Annotated[float, Interval(gt=0, lt=1)] | None = None
     """relative width of the average of the weights, 0.04 to 0.2, for runs with train.posthoc_ema"""
-    overwrite: bool = False
-    """replace files that are there"""
-    debug: bool = False
-    """show the traceback of an error"""
 
     def knobs(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in _KNOBS}
@@ -76,10 +94,10 @@ class Generate(Sampled):
         if unknown:
             known = f"one of {', '.join(classes)}" if classes else "none, this model has no classes"
             raise ValueError(f"--label {unknown[0]}: is unknown; use {known}")
-        pipeline = _load(self.model, self.ema)
+        pipeline = load(self.model, self.ema, self.device)
         labels = [pipeline.label(self.label or None, i) for i in range(self.count)]
         names = [item_name(i, pipeline.classes[k] if k >= 0 else None) for i, k in enumerate(labels)]
-        results = [self.out / f"{name}{end}" for name in names for end in _ENDS]
+        results = [self.out / f"{name}{end}" for name in names for end in ENDS]
         files.refuse_existing([*results, self.out / "sheet.png"], self.overwrite)
         options: dict[str, Any] = dict(labels=self.label or None, seed=self.seed, **self.knobs())
         made = pipeline(count=self.count, seconds=self.seconds, **options)
@@ -90,30 +108,66 @@ class Generate(Sampled):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Vocode(Sampled):
+class Vocode(Sampled, Processed):
     """Sound from its mel spectrogram, of sound files of any length, rate and number of channels."""
 
-    files: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="FILES")]
-    """sound files, or folders of them, whose sub-folders are kept"""
     model: Path
     """work directory of a run, an exported file, or the name of a shipped model"""
 
     def run(self) -> int:
-        jobs = files.jobs(self.files, self.out, _ENDS, self.overwrite)
-        pipeline = _load(self.model, self.ema)
-
-        def do(file: Path, target: Path) -> str:
-            made = pipeline(file, seed=self.seed, **self.knobs())
-            made.save(target.parent, [target.name], sheet=False, jaxdiff=__version__, model=str(self.model))
-            return f"{files.beside(target, '.wav')}"
-
-        return files.work(jobs, do)
+        jobs = files.jobs(self.files, self.out, ENDS, self.overwrite)
+        pipeline = load(self.model, self.ema, self.device, "vocode")
+        return process(pipeline, jobs, self, lambda wav, done: f"{wav}: {done.seconds:.1f} s", **self.knobs())
 
 
-def _load(model: Path, ema: float | None) -> "Pipeline":
-    from jaxdiff.inference import load
+def process(
+    pipeline: "Pipeline",
+    jobs: Sequence[tuple[Path, Path]],
+    command: Any,
+    told: Callable[[Path, "Done"], str],
+    **options: Any,
+) -> int:
+    """Work through the files of a command with `options` of `process_file`; `told` says what became of each. The exit
+    code: 1 where one could not be used."""
+    from jaxdiff.inference.files import process_file
 
-    pipeline = load(model, ema=ema)
+    about = {"jaxdiff": __version__, "model": str(command.model)}
+
+    def do(file: Path, target: Path, tell: Callable[[float], None]) -> str:
+        done = process_file(pipeline, file, target, seed=command.seed, about=about, tell=tell, **options)
+        return told(files.beside(target, ".wav"), done)
+
+    return files.long_work(jobs, do)
+
+
+def load(model: Path, ema: float | None, device: str | None, task: str | None = None) -> "Pipeline":
+    """A model on the wanted `device`; raises ValueError where the machine has none, and for a model that works on
+    sounds for another `task`."""
+    if device is not None:
+        _compute_on(device)
+    from jaxdiff import inference
+
+    pipeline = inference.load(model, ema=ema)
     for warning in pipeline.warnings:
         print(f"jaxdiff: warning: passed over {warning}", file=sys.stderr)
+    from jaxdiff.tasks import TASKS
+
+    own = pipeline.model.task
+    if task is not None and own.needs_sound and not isinstance(own, TASKS[task]):
+        raise ValueError(f"--model {model}: has the task {type(own).__name__.lower()}; give a model of task {task}")
     return pipeline
+
+
+def _compute_on(device: str) -> None:
+    """Have jax, which must not have computed anything, use this kind of device."""
+    import jax
+
+    before = jax.config.jax_platforms  # type: ignore[attr-defined]
+    try:
+        jax.config.update("jax_platforms", device)
+        found = jax.default_backend()
+    except RuntimeError:
+        found = None
+    if found != device:
+        jax.config.update("jax_platforms", before)
+        raise ValueError(f"--device {device}: jax finds no such device on this machine; leave --device away")

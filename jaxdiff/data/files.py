@@ -8,6 +8,7 @@ never sees half a file. Names are bytes to the system; where they are shown, wha
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import os
 import re
@@ -35,6 +36,8 @@ EXTENSIONS = frozenset({".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif"
 UNREAD = frozenset({".m4a", ".m4b", ".aac", ".mp4", ".wma", ".ape", ".wv", ".mka", ".mkv", ".webm", ".mov", ".avi",
                     ".ac3", ".amr", ".dsf", ".dff", ".tta", ".mpc", ".ra", ".spx"})  # fmt: skip
 _BLOCK = 1 << 16  # samples decoded at once
+_DEEP = frozenset({"PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ALAC_20", "ALAC_24", "ALAC_32"})  # more than 16 bits
+_LARGEST_WAV = 2**32 - 2**16  # bytes of samples
 _CORRECTED = re.compile(r"^(?!RIFF|FORM).*: (\d+) \(should be (\d+)\)", re.MULTILINE)  # in libsndfile's log
 _MP3_HEADER = re.compile(rb"\xff[\xe2-\xff]..\0{9}(?:\0{8}(?:\0{15})?)?(?:Xing|Info)", re.DOTALL)
 
@@ -53,12 +56,14 @@ class AudioError(ValueError):
 
 @dataclass(frozen=True)
 class AudioInfo:
-    """A header says the sample rate in Hz, samples per channel and channels; `check_audio` also finds the peak."""
+    """A header says the sample rate in Hz, samples per channel, channels and how samples are kept (libsndfile's
+    `subtype`); `check_audio` also finds the peak."""
 
     sample_rate: int
     samples: int
     channels: int
     peak: float = 0.0
+    subtype: str = "PCM_16"
 
     @property
     def seconds(self) -> float:
@@ -89,7 +94,8 @@ def audio_info(path: Path) -> AudioInfo:
         if not path.is_file():
             raise AudioError(f"{path}: no such file")
         with soundfile.SoundFile(_name(path)) as file:
-            info, log = AudioInfo(file.samplerate, file.frames, file.channels), file.extra_info
+            info = AudioInfo(file.samplerate, file.frames, file.channels, subtype=file.subtype)
+            log = file.extra_info
     if info.samples < 1:
         raise AudioError(f"{path}: holds no samples")
     if not 1 <= info.sample_rate <= MAX_SAMPLE_RATE:
@@ -211,7 +217,7 @@ def _piped(path: Path) -> Iterator[int]:
 
 def resample(y: np.ndarray, source: float, target: float) -> np.ndarray:
     """`y` [..., samples] of `source` Hz at `target` Hz, by soxr's high quality; float32."""
-    if source != target:
+    if source != target and y.size:
         y = np.stack([soxr.resample(row, source, target, "HQ") for row in y.reshape(-1, y.shape[-1])]).reshape(
             *y.shape[:-1], -1
         )
@@ -272,6 +278,18 @@ def sound_files(paths: Sequence[Path]) -> list[Path]:
     return found
 
 
+def audio_blocks(path: Path) -> Iterator[np.ndarray]:
+    """The samples of a file, float32 with full scale 1, in blocks [samples, channels].
+
+    Raises AudioError for anything `read_audio` refuses.
+    """
+    audio_info(path)
+    for block in _blocks(path):
+        if not np.isfinite(block).all():
+            raise AudioError(f"{path}: holds samples that are not finite numbers")
+        yield block
+
+
 def _select(y: np.ndarray, channels: Channels, path: Path) -> np.ndarray:
     if channels == "mix":
         mix = y.mean(axis=1)
@@ -304,6 +322,32 @@ def write_audio(path: Path, y: np.ndarray, sample_rate: int) -> int:
     if clipped:
         warnings.warn(printable(f"{path}: {clipped} of {y.size} samples outside [-1, 1] were clipped"), stacklevel=2)
     return clipped
+
+
+def wav_subtype(info: AudioInfo) -> str:
+    """How to keep what was made of a file as WAV: with 16 bits, or 24 where the file has more than 16, or floats."""
+    return "PCM_24" if info.subtype in _DEEP else "PCM_16"
+
+
+@contextlib.contextmanager
+def sound_writer(
+    temporary: Path, path: Path, sample_rate: int, channels: int, subtype: str, samples: int
+) -> Iterator[soundfile.SoundFile]:
+    """A WAV file open for blocks [samples, channels], as RF64 where `samples` need more than a WAV's 4 GiB.
+
+    Raises OSError that names `path`, whose `temporary` file it is, where a block cannot be written.
+    """
+    size = samples * channels * (3 if subtype == "PCM_24" else 2)
+    kind = "WAV" if size < _LARGEST_WAV else "RF64"
+    try:
+        with soundfile.SoundFile(_name(temporary), "w", sample_rate, channels, subtype, format=kind) as file:
+            yield file
+            file.flush()
+    except (AssertionError, soundfile.SoundFileRuntimeError) as error:  # libsndfile writes less and may not say why
+        reason = str(error) or "the disk may be full"
+        raise OSError(errno.ENOSPC, f"the sound could not be written ({reason})", str(path)) from None
+    if temporary.stat().st_size < size:
+        raise OSError(errno.ENOSPC, "the sound could not be written whole (the disk may be full)", str(path))
 
 
 def safe_name(text: str) -> str:

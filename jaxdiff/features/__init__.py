@@ -50,8 +50,10 @@ from .filters import fft_convolve as fft_convolve
 from .filters import sosfilt as sosfilt
 from .gabor import icqt as icqt
 from .gabor import invertible_cqt as invertible_cqt
+from .losses import compressed_stft_loss as compressed_stft_loss
 from .losses import mel_loss as mel_loss
 from .losses import multi_resolution_stft_loss as multi_resolution_stft_loss
+from .losses import speech_loss as speech_loss
 from .loudness import frame_loudness as frame_loudness
 from .loudness import integrated_loudness as integrated_loudness
 from .loudness import loudness_range as loudness_range

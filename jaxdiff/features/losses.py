@@ -6,8 +6,10 @@ Both compare magnitudes above a floor: below it, at silence, they and their grad
 axes has its own loss. For training, `auxiliary` of `jaxdiff.diffusion.diffusion_loss` takes them of decoded sound.
 """
 
+import math
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -71,3 +73,61 @@ def mel_loss(
     )
     ours, theirs = (jnp.log(jnp.maximum(melspectrogram(wave, **options), floor)) for wave in (y, target))
     return jnp.abs(ours - theirs).mean((-2, -1))
+
+
+@transform
+def compressed_stft_loss(
+    y: Float[Array, "... samples"],
+    target: Float[Array, "... samples"],
+    *,
+    n_fft: int = 512,
+    hop_length: int = 256,
+    exponent: float = 0.3,
+    phase: float = 0.4,
+) -> Float[Array, "..."]:
+    """Mean squared difference of STFTs with magnitudes raised to `exponent`: the share `phase` of complex numbers, the
+    rest of magnitudes (Braun & Tashev 2021, eq. 3).
+
+    >>> y = jnp.sin(jnp.arange(4096.0))
+    >>> float(compressed_stft_loss(y, y)), float(compressed_stft_loss(-y, y, phase=0.0))
+    (0.0, 0.0)
+    """
+    sizes: dict[str, Any] = dict(n_fft=n_fft, hop_length=hop_length)
+    spectra = [stft(wave, **sizes) for wave in (y, target)]
+    powers = [jnp.maximum(X.real**2 + X.imag**2, 1e-8) for X in spectra]  # below it magnitudes are linear
+    X, Y = (X * P ** (exponent / 2 - 0.5) for X, P in zip(spectra, powers, strict=True))
+    apart = (X.real - Y.real) ** 2 + (X.imag - Y.imag) ** 2
+    louder = (powers[0] ** (exponent / 2) - powers[1] ** (exponent / 2)) ** 2
+    return (phase * apart + (1 - phase) * louder).mean((-2, -1))
+
+
+@transform
+def speech_loss(
+    y: Float[Array, "... samples"],
+    target: Float[Array, "... samples"],
+    *,
+    n_fft: int = 512,
+    hop_length: int = 256,
+    wave: float = 0.2,
+    ratio: float = 0.002,
+) -> Float[Array, "..."]:
+    """`compressed_stft_loss`, plus `wave` times the mean absolute difference of the sounds over the target's deviation,
+    plus `ratio` times the scale-invariant distortion in dB (Le Roux et al. 2019, eq. 5, its sign turned), bounded at
+    -30 dB.
+
+    Where the target is silent the last two are left out.
+
+    >>> y = jnp.sin(jnp.arange(4096.0))
+    >>> float(speech_loss(0.9 * y, y)) < float(speech_loss(y + y[::-1], y))
+    True
+    """
+    power = (target**2).mean(-1)
+    silent = power < 1e-8
+    scale = jax.lax.rsqrt(jnp.where(silent, 1.0, power))
+    a, b = y * scale[..., None], target * scale[..., None]
+    apart = jnp.abs(a - b).mean(-1)
+    along = (a * b).mean(-1, keepdims=True) * b
+    signal, error = (along**2).mean(-1), ((a - along) ** 2).mean(-1)
+    distortion = 10 / math.log(10) * jnp.log((error + 1e-3 * signal + 1e-8) / (signal + 1e-8))
+    spectral = compressed_stft_loss(y, target, n_fft=n_fft, hop_length=hop_length)
+    return spectral + jnp.where(silent, 0.0, wave * apart + ratio * distortion)

@@ -5,11 +5,12 @@ ends; neighbours are joined by a short cross-fade in the middle of their overlap
 a function of the place in the sound, not in the window, so that neighbours make the same sound where they overlap.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import soxr
 from jaxtyping import Array, Float, Int, Key
 
 from jaxdiff.diffusion import noise
@@ -75,3 +76,47 @@ def groups(jobs: list, size: int) -> Iterator[list]:
     """Jobs `size` at a time."""
     for first in range(0, len(jobs), size):
         yield jobs[first : first + size]
+
+
+class Passing:
+    """The part of a sound that is held while it passes in blocks [channels, samples]: samples `begin` to `end`."""
+
+    def __init__(self, channels: int):
+        self.begin, self._held = 0, np.zeros((channels, 0), np.float32)
+
+    @property
+    def end(self) -> int:
+        return self.begin + self._held.shape[-1]
+
+    def add(self, block: Float[np.ndarray, "channels samples"]) -> None:
+        self._held = np.concatenate([self._held, block], axis=-1)
+
+    def part(self, start: int, stop: int) -> Float[np.ndarray, "channels samples"]:
+        """Samples `start`, which must be held, to `stop`; zero beyond the end."""
+        return cut(self._held, start - self.begin, stop - start)
+
+    def forget(self, before: int) -> None:
+        """Let go of the samples before this one."""
+        if before > self.begin:
+            self._held = self._held[:, before - self.begin :].copy()
+            self.begin = before
+
+
+def blocks(wave: Float[np.ndarray, "channels samples"], samples: int = 1 << 16) -> Iterator[np.ndarray]:
+    """A sound in blocks."""
+    for start in range(0, wave.shape[-1], samples):
+        yield wave[:, start : start + samples]
+
+
+def resampled(blocks: Iterable[np.ndarray], source: float, target: float) -> Iterator[np.ndarray]:
+    """Blocks [channels, samples] of `source` Hz at `target` Hz, the samples of `data.files.resample`."""
+    if source == target:
+        yield from blocks
+        return
+    stream, last = None, np.zeros((0, 1), np.float32)
+    for block in blocks:
+        if stream is None:
+            stream, last = soxr.ResampleStream(source, target, len(block), "float32", "HQ"), last.repeat(len(block), 1)
+        yield stream.resample_chunk(np.ascontiguousarray(block.T, np.float32)).T
+    if stream is not None:
+        yield stream.resample_chunk(last, last=True).T

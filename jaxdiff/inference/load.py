@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdiff import config as configuration
+from jaxdiff import shipped
 from jaxdiff.config import Config, ConfigError, from_dict, to_dict
 from jaxdiff.data.files import atomic
 from jaxdiff.features import Normalization, Normalized
@@ -19,8 +20,7 @@ from jaxdiff.training.ema import reconstruct
 
 from .pipeline import Pipeline
 
-SHIPPED = Path(__file__).parent.parent / "weights"  # NAME/weights.safetensors
-_KEY = "jaxdiff"  # of an exported file's header
+_LARGEST_HALF = float(np.finfo(np.float16).max)
 
 
 def load(
@@ -31,7 +31,8 @@ def load(
 
     `ema` takes instead of the weights averaged in training the average of relative width `ema` (0.04 to 0.2) as of the
     last snapshot, for runs with `train.posthoc_ema`. A run that was trained in Python with parts of one's own needs its
-    `model` and `method` again. Raises CheckpointError when there is no checkpoint or snapshot.
+    `model` and `method` again. Raises CheckpointError when there is no checkpoint or snapshot, and for a shipped model
+    whose sha256 is another than the package says.
     """
     path = _file(name)
     return _load_run(Path(name), ema, model, method) if path is None else _load_file(path)
@@ -47,11 +48,25 @@ def classes_of(name: str | Path) -> tuple[str, ...]:
 
 
 def _file(name: str | Path) -> Path | None:
-    """The file of an exported or shipped model; None: `name` is a run's folder."""
-    path, shipped = Path(name), SHIPPED / str(name) / "weights.safetensors"
+    """The file of an exported or shipped model; None: `name` is a run's folder.
+
+    A run of the name of a shipped model comes first. Raises CheckpointError for shipped weights that are damaged, and
+    for a name that neither a shipped model nor anything on disk has.
+    """
+    path = Path(name)
     if path.suffix == ".safetensors" or path.is_file():
         return path
-    return shipped if not path.exists() and Path(name).name == str(name) and shipped.is_file() else None
+    if (path / "checkpoints").exists():
+        return None
+    if str(path) in shipped.names():
+        problem = shipped.damage(str(path))
+        if problem is not None:
+            raise CheckpointError(problem)
+        return shipped.FOLDER / path / shipped.WEIGHTS
+    if not path.exists() and path.name == str(path):
+        names = shipped.unknown(path.name)
+        raise CheckpointError(f"{path}: no usable checkpoint (there is no such folder, and {names})")
+    return None
 
 
 def shapes(model: Model) -> dict[str, Any]:
@@ -107,7 +122,7 @@ def export(pipeline: Pipeline, path: str | Path, *, half: bool = False) -> Path:
     """Write a model as one safetensors file with its configuration inside, which `load` reads anywhere.
 
     `half` stores weights as float16; they are float32 again when loaded. Raises ConfigError for models of one's own
-    parts, which no configuration describes, and for another extension than .safetensors.
+    parts, which no configuration describes, for another extension than .safetensors, and for weights beyond float16.
     """
     from safetensors.numpy import save_file
 
@@ -120,12 +135,16 @@ def export(pipeline: Pipeline, path: str | Path, *, half: bool = False) -> Path:
     normalization = representation.normalization if isinstance(representation, Normalized) else None
     tensors = {f"params/{name}": np.asarray(leaf) for name, leaf in _named(pipeline.params)}
     if half:
+        large = next((name for name, leaf in tensors.items() if np.abs(leaf).max(initial=0) > _LARGEST_HALF), None)
+        if large is not None:
+            raise ConfigError(f"{path}: {large} holds numbers beyond float16's {_LARGEST_HALF:g}; export without half")
         tensors = {name: leaf.astype(np.float16) for name, leaf in tensors.items()}
     if normalization is not None:
         tensors |= {f"normalization/{name}": np.asarray(v) for name, v in normalization._asdict().items()}
     about = {"config": to_dict(pipeline.config), "classes": list(pipeline.classes), "step": pipeline.step}
+    tensors = {name: np.ascontiguousarray(leaf) for name, leaf in tensors.items()}
     with atomic(path) as temporary:
-        save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, temporary, {_KEY: json.dumps(about)})
+        save_file(tensors, temporary, {shipped.HEADER: json.dumps(about)})
     return path
 
 
@@ -139,7 +158,7 @@ def _header(path: Path, tensors: dict[str, np.ndarray] | None = None) -> dict[st
         with safe_open(path, framework="numpy") as file:
             if tensors is not None:
                 tensors |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return json.loads((file.metadata() or {})[_KEY])
+            return json.loads((file.metadata() or {})[shipped.HEADER])
     except (SafetensorError, KeyError, ValueError) as error:
         raise CheckpointError(f"{path}: is not a model that jaxdiff export wrote ({error})") from None
 

@@ -27,14 +27,20 @@ def draw(path: Path, make: Callable[[], Any]) -> None:
         warnings.warn(f"{path}: no picture was drawn ({type(error).__name__}: {error})", stacklevel=2)
 
 
-def spectrograms(waves: Sequence[np.ndarray], titles: Sequence[str], sample_rates: Sequence[float]) -> Any:
-    """A figure with a log-mel spectrogram per wave, at most eight in a row, all on one scale of decibels."""
+def spectrograms(
+    waves: Sequence[np.ndarray], titles: Sequence[str], sample_rates: Sequence[float], columns: int = 8
+) -> Any:
+    """A figure with a log-mel spectrogram per wave, at most `columns` in a row, all on one scale of decibels.
+
+    In one column, as for one wave, axes are labelled in Hz and seconds.
+    """
     import librosa.display
     from matplotlib.figure import Figure  # no pyplot: no global state, no display
 
-    columns = min(8, len(waves))
+    columns = min(columns, len(waves))
     rows = -(-len(waves) // columns)
-    size = (6.4, 3.2) if len(waves) == 1 else (2.4 * columns, 2.0 * rows)
+    large = columns == 1
+    size = (6.4, 0.4 + 2.8 * rows) if large else (2.4 * columns, 2.0 * rows)
     figure = Figure(figsize=size, dpi=100, layout="constrained")
     axes = np.atleast_1d(figure.subplots(rows, columns)).ravel()
     mono = [np.atleast_2d(y).mean(0) for y in waves]
@@ -45,7 +51,7 @@ def spectrograms(waves: Sequence[np.ndarray], titles: Sequence[str], sample_rate
         scale: dict[str, Any] = dict(sr=sr, hop_length=hop, x_axis="time", y_axis="mel", fmax=sr / 2)
         image = librosa.display.specshow(picture, ax=axis, vmin=top - DEPTH_DB, vmax=top, cmap="magma", **scale)
         _title(axis, title, 8)
-        if len(waves) == 1:
+        if large:
             axis.set(xlabel="time (s)", ylabel="frequency (Hz)")
             figure.colorbar(image, ax=axis, format="%+.0f dB")
         else:
@@ -89,8 +95,10 @@ def frames(
 
 
 def _decibels(y: np.ndarray, sample_rate: float, hop: int) -> np.ndarray:
+    frames, length = 1 + len(y) // hop, 8 * hop << max(0, (len(y) // (8 * hop)).bit_length())  # few programs for all
+    y = np.pad(y, (0, length - len(y)))
     S = melspectrogram(jnp.asarray(y), sr=sample_rate, n_fft=8 * hop, hop_length=hop, n_mels=96)
-    return np.asarray(power_to_db(S, top_db=None))
+    return np.asarray(power_to_db(S, top_db=None))[:, :frames]
 
 
 def _title(axis: Any, text: str, size: int) -> None:

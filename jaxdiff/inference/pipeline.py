@@ -8,9 +8,9 @@ one length, and sounds of any length, rate and number of channels are made of th
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +18,7 @@ import numpy as np
 from jaxtyping import Array
 
 from jaxdiff.config import Config, ConfigError
-from jaxdiff.data import read_audio
-from jaxdiff.data.files import audio_info, resample
+from jaxdiff.data.files import audio_blocks, audio_info
 from jaxdiff.diffusion import noise, spaced_times
 from jaxdiff.features import Normalized
 from jaxdiff.methods import Autoregression, Method, Model, Sampling
@@ -35,8 +34,19 @@ MAX_BATCH = 16
 MAX_SECONDS = 4 * 3600.0
 OVERLAP_SECONDS = 2.0  # of two windows of a sound that is worked on, and at least ...
 OVERLAP_FRAMES = 128  # ... that many frames: Griffin-Lim is heard over 28 and a network of eight layers over 24
+PIECE_SECONDS = 16.0  # of what `in_pieces` gives at once
+CONTEXT_SECONDS = 1.0  # that a task's `restore` sees on both sides of a piece
+GRID_HZ = 50  # what `restore` sees begins at a multiple of round(rate / 50) samples, on which its frames may rely
 
 Sound = np.ndarray | str | Path
+
+
+class _Asked(NamedTuple):
+    """What a call asks for, with what it leaves open filled in."""
+
+    request: Any
+    sampling: Sampling
+    times: tuple[float, ...]
 
 
 class Pipeline:
@@ -98,30 +108,45 @@ class Pipeline:
         task, and `knobs` those fields of `Sampling` that the method has a use for, or `times`, an array that falls from
         1 to 0. Raises ConfigError for what cannot be met and AudioError for a file that cannot be used.
         """
-        task = self.model.task
+        asked, facts = self._asked(sound is not None, seed, request, knobs)
+        if sound is None:
+            count, seconds = 1 if count is None else count, self.seconds if seconds is None else seconds
+            return self._generate(count, seconds, labels, seed, asked, facts)
+        sounds = [sound] if isinstance(sound, np.ndarray | Array | str | Path) else sound
+        made, rates, about = [], [], []
+        for i, one in enumerate(sounds):
+            blocks, rate, shape = self._read(one, sr)
+            pieces = [piece for _, piece in self._process(blocks, rate, seed, i, asked)]
+            whole = np.concatenate(pieces, axis=-1)
+            made.append(whole if len(shape) == 2 else whole[0])
+            rates.append(rate)
+            about.append({**facts, "item": i, "source": str(one) if isinstance(one, str | Path) else None})
+        return Output(made, rates, about)
+
+    def in_pieces(
+        self, file: str | Path, *, seed: int = 0, request: Any = None, **knobs: Any
+    ) -> tuple[dict[str, Any], Iterator[tuple[np.ndarray, np.ndarray]]]:
+        """What a sidecar says, and a sound file with what `self(file)` makes of it, both [channels, samples], piece by
+        piece: memory does not grow with the length of the file, which is read twice."""
+        asked, facts = self._asked(True, seed, request, knobs)
+        blocks, rate, _ = self._read(file, None)
+        return {**facts, "item": 0, "source": str(file)}, self._process(blocks, rate, seed, 0, asked)
+
+    def _asked(self, sound: bool, seed: int, request: Any, knobs: dict[str, Any]) -> tuple[_Asked, dict[str, Any]]:
+        """What is asked for, checked, and what a sidecar says of it."""
         sampling, times = self._resolve(knobs)
-        request = task.Request() if request is None else request
+        task = self.model.task
         if not 0 <= seed < 2**32:
             raise ConfigError(f"seed {seed}: expected 0 to {2**32 - 1}")
-        if task.needs_sound != (sound is not None):
+        if task.needs_sound != sound:
             needs = "works on a sound: give an array and its sr, a path, or a list of them"
             raise ConfigError(
                 f"this model {needs}"
                 if task.needs_sound
                 else "this model generates from noise and a class alone; leave the sound away"
             )
-        facts = {"seed": seed, **self.facts(sampling)}
-        if sound is None:
-            count, seconds = 1 if count is None else count, self.seconds if seconds is None else seconds
-            return self._generate(count, seconds, labels, seed, request, sampling, times, facts)
-        sounds = [sound] if isinstance(sound, np.ndarray | Array | str | Path) else sound
-        made, rates, about = [], [], []
-        for i, one in enumerate(sounds):
-            wave, rate = self._read(one, sr)
-            made.append(self._process(wave, rate, seed, i, request, sampling, times))
-            rates.append(rate)
-            about.append({**facts, "item": i, "source": str(one) if isinstance(one, str | Path) else None})
-        return Output(made, rates, about)
+        request = task.Request() if request is None else request
+        return _Asked(request, sampling, times), {"seed": seed, **self.facts(sampling)}
 
     def _resolve(self, knobs: dict[str, Any]) -> tuple[Sampling, tuple[float, ...]]:
         """The wanted values, the pipeline's own where they are None, and the times."""
@@ -169,16 +194,14 @@ class Pipeline:
 
     # What is made ---------------------------------------------------------------------------------------------------
 
-    def _compile(
-        self, sampling: Sampling, times: tuple[float, ...], request: Any, long: bool, continued: bool
-    ) -> Callable:
+    def _compile(self, asked: _Asked, long: bool, continued: bool) -> Callable:
         """`(params, batch, keys, window, first, kept) -> wave, x0` as one program; `first` is the frame at which number
         `window` of a long sound begins."""
         representation, task = self.model.representation, self.model.task
-        sample = self.method.make_sample(self.model, sampling, jnp.asarray(times, jnp.float32))
+        sample = self.method.make_sample(self.model, asked.sampling, jnp.asarray(asked.times, jnp.float32))
 
         def program(params: Params, batch: Batch, keys: Array, window: Array, first: Array, kept: Any):
-            given = task.given(representation, batch, request)
+            given = task.given(representation, batch, asked.request)
             given = given._replace(kept=kept) if continued else given
             size = (len(keys), representation.frames(batch["wave"].shape[-1]), representation.channels)
             start = chunks.windowed_noise(keys, first, *size[1:]) if long else noise(keys, size)
@@ -187,7 +210,7 @@ class Pipeline:
 
         return jax.jit(program)
 
-    def _generate(self, count, seconds, labels, seed, request, sampling, times, facts) -> Output:
+    def _generate(self, count, seconds, labels, seed, asked, facts) -> Output:
         if count < 1:
             raise ConfigError(f"count {count}: make at least 1")
         if not 0 < seconds <= MAX_SECONDS:
@@ -206,7 +229,7 @@ class Pipeline:
             keys = _item_keys(jax.random.key(seed), index)
             batch = {"wave": np.zeros((batch_size, window), np.float32), "label": label[index]}
             waves = np.zeros((batch_size, wanted), np.float32)
-            program, x0 = self._program(sampling, times, request, long, long), None
+            program, x0 = self._program(asked, long, long), None
             for number, start in enumerate(chunks.starts(wanted, window, window - overlap)):
                 first = start // self.model.representation.hop_length
                 where = [np.full(batch_size, n, np.int32) for n in (number, first)]
@@ -228,11 +251,12 @@ class Pipeline:
             return Known(known, place < 0)
         return Known(known.at[:, :shared].set(x0[:, frames - shared :]), (place >= r.edge) & (place < shared - r.edge))
 
-    def _read(self, sound: Sound, sr: float | None) -> tuple[np.ndarray, float]:
-        """A sound as [samples] or [channels, samples] float32, and its rate."""
+    def _read(self, sound: Sound, sr: float | None) -> tuple[Callable[[], Iterator[np.ndarray]], float, tuple]:
+        """A function that gives the blocks [channels, samples] of a sound, its rate, and the shape of the whole."""
         if isinstance(sound, str | Path):
-            wave, rate = read_audio(Path(sound), channels="all"), audio_info(Path(sound)).sample_rate
-            return (wave[0] if len(wave) == 1 else wave), rate
+            info = audio_info(Path(sound))
+            shape = (info.samples,) if info.channels == 1 else (info.channels, info.samples)
+            return lambda: (block.T for block in audio_blocks(Path(sound))), info.sample_rate, shape
         wave = np.asarray(sound)
         if wave.ndim not in (1, 2) or not np.issubdtype(wave.dtype, np.floating) or 0 in wave.shape:
             raise ConfigError(
@@ -242,40 +266,78 @@ class Pipeline:
             raise ConfigError("sound: holds samples that are not finite numbers")
         if sr is None:
             raise ConfigError(f"sr: say the sample rate of the array in Hz, for example sr={self.sample_rate}")
-        return wave.astype(np.float32), sr
+        return lambda: chunks.blocks(np.atleast_2d(wave).astype(np.float32, copy=False)), sr, wave.shape
 
-    def _process(self, wave, rate, seed, item, request, sampling, times) -> np.ndarray:
-        """One sound through the task, window by window and channel by channel; all channels draw the same noise."""
-        hop, shape = self._hop, wave.shape
-        y = resample(np.atleast_2d(wave), rate, self.sample_rate)
-        y = y if y.shape[-1] else np.zeros((len(y), 1), np.float32)  # shorter than a sample of the model's rate
-        gain = float(self.model.task.gain(np.abs(y).max()))
-        length = y.shape[-1]
+    def _process(self, blocks, rate, seed, item, asked) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """A sound and what the task makes of it, in pieces; all channels draw the same noise."""
+        sr, length, peak, channels = self.sample_rate, 0, 0.0, 1
+        for y in chunks.resampled(blocks(), rate, sr):
+            channels, length, peak = len(y), length + y.shape[-1], max(peak, float(np.abs(y).max(initial=0)))
+        sound, made = chunks.Passing(channels), chunks.Passing(channels)
+
+        def heard() -> Iterator[np.ndarray]:
+            for block in blocks():
+                sound.add(block)
+                yield block
+
+        def restored(start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+            low, high = max(0, start - context), min(sound.end, stop + context)
+            given, inner = sound.part(low, high), slice(start - low, stop - low)
+            out = self.model.task.restore(given, made.part(low, high), rate, sr, asked.request)
+            sound.forget(stop - context)
+            made.forget(stop - context)
+            return given[:, inner], np.asarray(out[:, inner], np.float32)
+
+        gain = float(self.model.task.gain(peak))
+        windows = self._windows(chunks.resampled(heard(), rate, sr), length, channels, gain, seed, item, asked)
+        grid, start = max(1, round(rate / GRID_HZ)), 0
+        size, context = (round(seconds * GRID_HZ) * grid for seconds in (PIECE_SECONDS, CONTEXT_SECONDS))
+        for out in chunks.resampled(windows, sr, rate):
+            made.add(out)
+            while min(sound.end, made.end) >= start + size + context:
+                yield restored(start, start + size)
+                start += size
+        while start < sound.end:
+            stop = min(start + size, sound.end)
+            yield restored(start, stop)
+            start = stop
+
+    def _windows(self, blocks, length, channels, gain, seed, item, asked) -> Iterator[np.ndarray]:
+        """The result of blocks [channels, samples] at the model's rate, `length` in all, window by window."""
+        hop, r = self._hop, self.model.representation
+        heard, length = chunks.Passing(channels), max(length, 1)  # a sound may be shorter than a sample of this rate
         window, overlap = -(-length // hop) * hop, 0
         usual = max(1, round(self.window_seconds * self.sample_rate / self._unit)) * self._unit
-        r = self.model.representation
         long = self.method.windows and (r.phase_period is not None or length > usual)
         if long:
             least = max(OVERLAP_SECONDS * self.sample_rate, OVERLAP_FRAMES * r.hop_length)
             window, overlap = usual, self._overlap(usual, least)
-        program = self._program(sampling, times, request, long, False)
-        out = np.zeros((len(y), length), np.float32)
-        jobs = [(c, n, s) for c in range(len(y)) for n, s in enumerate(chunks.starts(length, window, window - overlap))]
+        advance = window - overlap
+        program = self._program(asked, long, False)
+        jobs = [
+            (n, start, c) for n, start in enumerate(chunks.starts(length, window, advance)) for c in range(channels)
+        ]
         size = 1 if jax.default_backend() == "cpu" else min(MAX_BATCH, 1 << (len(jobs) - 1).bit_length())
         keys = _item_keys(jax.random.key(seed), np.full(size, item))
+        begin, open_ = 0, np.zeros((channels, advance + window), np.float32)  # what later windows may still change
         for group in chunks.groups(jobs, size):
+            while heard.end < group[-1][1] + window and (block := next(blocks, None)) is not None:
+                heard.add(block)
             full = group + group[-1:] * (size - len(group))
             batch = {
-                "wave": np.stack([gain * chunks.cut(y[c], start, window) for c, _, start in full]),
+                "wave": np.stack([gain * heard.part(start, start + window)[c] for _, start, c in full]),
                 "label": np.full(size, -1, np.int32),
             }
-            number = np.array([n for _, n, _ in full], np.int32)
-            first = np.array([start for *_, start in full], np.int32) // r.hop_length
+            number = np.array([n for n, *_ in full], np.int32)
+            first = np.array([start for _, start, _ in full], np.int32) // r.hop_length
             waves = np.asarray(program(self.params, batch, keys, number, first, ())[0])
-            for (channel, _, start), made in zip(group, waves, strict=False):
-                chunks.join(out[channel], made, start, overlap)
-        out = resample(out / gain, self.sample_rate, rate)[:, : wave.shape[-1]]
-        return np.pad(out, ((0, 0), (0, shape[-1] - out.shape[-1]))).reshape(shape)
+            for (_, start, channel), made in zip(group, waves, strict=False):
+                if start > begin + advance:
+                    yield open_[:, :advance] / gain
+                    open_, begin = np.pad(open_[:, advance:], ((0, 0), (0, advance))), begin + advance
+                chunks.join(open_[channel], made, start - begin, overlap)
+            heard.forget(group[-1][1])
+        yield open_[:, : length - begin] / gain
 
     # What follows from the model ------------------------------------------------------------------------------------
 
@@ -289,7 +351,8 @@ class Pipeline:
     def _unit(self) -> int:
         """Samples at multiples of which windows begin: where Griffin-Lim's first phases repeat."""
         r = self.model.representation
-        return math.lcm(self._hop, r.hop_length * (r.phase_period or 1))
+        period = math.lcm(r.phase_period or 1, self.model.task.needs(r).period)
+        return math.lcm(self._hop, r.hop_length * period)
 
     def _overlap(self, window: int, least: float) -> int:
         """An overlap of at least so many samples after which the next window begins at a multiple of the unit."""

@@ -30,7 +30,7 @@ SamplerName = Literal[
 ]  # fmt: skip
 SpacingName = Literal["uniform", "quadratic", "cosine", "karras", "logsnr", "searched"]
 WeightName = Literal["velocity", "constant", "snr", "min_snr", "edm", "sigmoid"]
-AuxiliaryName = Literal["none", "stft", "mel"]
+AuxiliaryName = Literal["none", "stft", "mel", "speech"]
 
 
 class Model(NamedTuple):
@@ -184,6 +184,7 @@ def sound_distance(model: Model, name: AuxiliaryName, weight: float, given: Give
     distance = {
         "stft": features.multi_resolution_stft_loss,
         "mel": lambda a, b: features.mel_loss(a, b, sr=sr),
+        "speech": features.speech_loss,
     }[name]
     finish = lambda x0: model.task.finish(model.representation, x0, given)  # noqa: E731
     return lambda x0_hat, x0, cond: weight * distance(finish(x0_hat), finish(x0))

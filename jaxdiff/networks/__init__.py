@@ -11,6 +11,7 @@ from .network import Network as Network
 from .network import Params as Params
 from .network import from_linen as from_linen
 from .network import from_nnx as from_nnx
+from .subband import Subband as Subband
 from .summary import Summary as Summary
 from .summary import flops as flops
 from .summary import summarize as summarize
@@ -19,5 +20,11 @@ from .unet import UNet as UNet
 from .wavenet import WaveNet as WaveNet
 
 NETWORKS = dict(  # the names of `network.kind`
-    convnext=ConvNeXt, transformer=Transformer, unet=UNet, wavenet=WaveNet, lstm=LSTM, causal_wavenet=CausalWaveNet
+    convnext=ConvNeXt,
+    transformer=Transformer,
+    unet=UNet,
+    wavenet=WaveNet,
+    subband=Subband,
+    lstm=LSTM,
+    causal_wavenet=CausalWaveNet,
 )

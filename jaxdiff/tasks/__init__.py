@@ -1,6 +1,9 @@
 """Tasks: what is known and what is made. Each file is one; `task.py` says what a task is."""
 
+from .enhance import Amount as Amount
+from .enhance import Enhance as Enhance
 from .generate import Generate as Generate
+from .mixtures import Mixture as Mixture
 from .task import Batch as Batch
 from .task import Example as Example
 from .task import Given as Given
@@ -11,4 +14,4 @@ from .task import Task as Task
 from .vocode import Vocode as Vocode
 from .vocode import spectral_envelope as spectral_envelope
 
-TASKS = {"generate": Generate, "vocode": Vocode}  # the names of `task.kind` and of the commands
+TASKS = {"generate": Generate, "vocode": Vocode, "enhance": Enhance}  # the names of `task.kind` and of the commands

@@ -48,11 +48,13 @@ class Example(NamedTuple):
 
 
 class Needs(NamedTuple):
-    """What a network must be built for: condition channels, samples per condition frame (0: none), classes."""
+    """What a network must be built for: condition channels, samples per condition frame (0: none), classes. And the
+    frames at whose multiples a window of a long sound must begin to be as in the whole."""
 
     condition_features: int = 0
     condition_hop: int = 0
     num_classes: int = 0
+    period: int = 1
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,16 @@ class Task(abc.ABC):
         known, mask = given.kept
         return lambda x_t, t, *r: jnp.where(mask, known, denoiser(x_t, t, *r))
 
+    def features(self, representation: Representation, wave: Array, given: Given) -> Array:
+        """x0 [batch, frames, features] of sounds [batch, samples]: the way back of `finish`."""
+        return representation.encode(wave)
+
     def finish(self, representation: Representation, x0: Array, given: Given) -> Float[Array, "batch samples"]:
         """The sound of features."""
         return representation.decode(x0)
+
+    def restore(self, sound: np.ndarray, made: np.ndarray, rate: float, sr: float, request: Any) -> np.ndarray:
+        """The result for a `sound` [channels, samples] at `rate` Hz, of what was `made` of it at the model's rate `sr`
+        and brought back to `rate`: what the model's band lacks is put in here, on the host. By default nothing.
+        """
+        return made

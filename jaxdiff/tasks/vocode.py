@@ -13,6 +13,7 @@ from jaxdiff.features import (
     CompressedStft,
     Magnitude,
     Representation,
+    griffinlim,
     hz_to_mel,
     mel_filterbank,
     mel_to_hz,
@@ -24,6 +25,7 @@ from jaxdiff.networks import Condition
 from .task import Batch, Example, Given, Level, Needs, NoRequest, Task
 
 _RANGE_DB = 100.0  # of the condition's magnitudes, the largest being 20 dB above 1
+_PERIOD = 64  # frames after which the first phases of a guess repeat
 
 
 @dataclass(frozen=True)
@@ -33,8 +35,9 @@ class Vocode(Task):
     Mel magnitudes are scaled as DiffWave's: 20 dB below full scale is the reference, 100 dB the range, so that the
     condition lies in [0, 1]. With `envelope` features are divided by what the condition tells of their magnitudes, so
     that the network sees and makes numbers of unit size, and noise is shaped as the sound is (PriorGrad, Lee et al.
-    2022, for the mel's energy). With `guess` sampling begins at the magnitudes of the inverted mel, in the `magnitude`
-    representation's power, for a network to improve.
+    2022, for the mel's energy). With `guess` sampling begins at the inverted mel, for a network to improve: at its
+    magnitudes in the `magnitude` representation's power, or in `compressed_stft` at the sound that `guess_steps` steps
+    of Griffin-Lim make of them.
     """
 
     needs_sound: ClassVar[bool] = True
@@ -45,6 +48,7 @@ class Vocode(Task):
     fmax: ranges.Positive | None = None
     envelope: bool = False
     guess: bool = False
+    guess_steps: ranges.Index = 6
     peak_db: Level = None
 
     def check(self, representation: Representation) -> None:
@@ -57,12 +61,12 @@ class Vocode(Task):
                 f"and normalize.enabled no, got {name} of hop {representation.hop_length}; set all three"
             )
         if self.guess and not (
-            isinstance(representation, Magnitude)
+            isinstance(representation, CompressedStft | Magnitude)
             and (representation.n_fft, representation.hop_length) == (self.n_fft, self.hop_length)
         ):
             raise ValueError(
-                f"task.guess needs representation magnitude of the task's n_fft and hop_length and normalize.enabled "
-                f"no, got {name} of hop {representation.hop_length}; set all three, or task.guess no"
+                f"task.guess needs representation compressed_stft or magnitude of the task's n_fft and hop_length and "
+                f"normalize.enabled no, got {name} of hop {representation.hop_length}; set all three, or task.guess no"
             )
 
     @property
@@ -70,15 +74,20 @@ class Vocode(Task):
         return self.guess
 
     def needs(self, representation: Representation) -> Needs:
-        return Needs(condition_features=self.n_mels, condition_hop=self.hop_length)
+        period = _PERIOD if self.guess and isinstance(representation, CompressedStft) else 1
+        return Needs(condition_features=self.n_mels, condition_hop=self.hop_length, period=period)
 
     def example(self, representation: Representation, batch: Batch, key: PRNGKeyArray) -> Example:
         wave = self.leveled(batch["wave"])
-        given, x0 = self._known(representation, wave), representation.encode(wave)
-        return Example(x0 / self._envelope(representation, given) if self.envelope else x0, given)
+        given = self._known(representation, wave)
+        return Example(self.features(representation, wave, given), given)
 
     def given(self, representation: Representation, batch: Batch, request: NoRequest = NoRequest()) -> Given:
         return self._known(representation, batch["wave"])
+
+    def features(self, representation: Representation, wave: Array, given: Given) -> Array:
+        x0 = representation.encode(wave)
+        return x0 / self._envelope(representation, given) if self.envelope else x0
 
     def finish(self, representation: Representation, x0: Array, given: Given) -> Array:
         return representation.decode(x0 * self._envelope(representation, given) if self.envelope else x0)
@@ -93,7 +102,12 @@ class Vocode(Task):
         given = Given(Condition(frames=jnp.clip((db + _RANGE_DB) / _RANGE_DB, 0, 1).mT[:, :frames]))
         if not self.guess:
             return given
-        start = mel_to_stft(M, **sizes).mT ** representation.exponent
+        S = mel_to_stft(M, **sizes)
+        if isinstance(representation, CompressedStft):
+            shape: dict[str, Any] = dict(n_fft=self.n_fft, hop_length=self.hop_length)
+            start = representation.encode(griffinlim(S, n_iter=self.guess_steps, phase_period=_PERIOD, **shape))
+        else:
+            start = S.mT**representation.exponent
         return given._replace(start=start / self._envelope(representation, given) if self.envelope else start)
 
     def _envelope(self, representation: Any, given: Given) -> Array:
