@@ -377,7 +377,6 @@ def _network(config: Config, representation: Representation, task: Task) -> Netw
         )
     frames = needs.condition_hop // representation.hop_length or 1
     supplied = {**needs._asdict(), "condition_hop": frames, **wanted}
-    del supplied["period"]  # of windows, which the network does not see
     if ("input_classes" in parameters) != ("input_classes" in wanted):
         name = next(name for name, m in METHODS.items() if m is type(method))
         raise ConfigError(

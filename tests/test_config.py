@@ -32,6 +32,7 @@ TINY = {  # of every network, so that what must fit is checked in no time
     "wavenet": {"channels": 8, "layers": 1, "embedding": 8},
     "lstm": {"width": 8, "depth": 1},
     "causal_wavenet": {"channels": 8, "layers": 1},
+    "subband": {"channels": 4, "subbands": 4, "width": 4, "depth": 1, "heads": 1},
 }
 
 
@@ -41,6 +42,8 @@ def unlike(hint, default):
         table, _ = TABLES[hint]
         kind = next(name for name in reversed(list(table)) if table[name] is not type(default))
         return changed(hint, table[kind], kind)
+    if dataclasses.is_dataclass(hint):
+        return changed(None, hint)
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         return unlike(next(h for h in typing.get_args(hint) if h is not types.NoneType), default)
     if typing.get_origin(hint) is typing.Annotated:
@@ -173,7 +176,10 @@ def test_values_are_coerced_by_type(tmp_path):
         ({"network": {"kind": "wavenet", "heads": 2}}, r"network\.heads: unknown key"),
         ({"sampling": {"sampler": "hern"}}, r"sampling\.sampler: expected one of .*did you mean heun\?"),
         ({"normalize": {"enabled": 2}}, r"normalize\.enabled: expected bool, got 2"),
-        ({"task": {"kind": "vocoding"}}, r"task\.kind: expected one of generate, vocode, got 'vocoding'"),
+        ({"task": {"kind": "vocoding"}}, r"task\.kind: expected one of generate, vocode, enhance, got 'vocoding'"),
+        ({"task": {"kind": "enhance", "mixture": {"snr": 3}}}, r"mixture\.snr: unknown key; did you mean task\.mix"),
+        ({"task": {"kind": "enhance", "mixture": {"rooms": 2}}}, r"task\.mixture\.rooms: expected .*, got 2"),
+        ({"task": {"kind": "enhance", "mixture": {"snr_low": 30}}}, r"task\.mixture: snr_low 30\.0 is above"),
         ({"task": {"kind": "vocode", "flip_polarity": True}}, r"task\.flip_polarity: unknown key"),
         ({"method": {"schedule": {"kind": "cosine", "rho": 7}}}, r"method\.schedule\.rho: unknown key"),
         ({"method": {"schedule": {"kind": "flow"}}}, r"method\.schedule\.kind: expected one of cosine"),
@@ -292,7 +298,7 @@ PATCHES = {"kind": "patches", "size": 1}
     [
         (
             dict(network="wavenet", method={"kind": "shortcut"}),
-            "network.kind wavenet has no second_time.*use convnext, transformer, unet, lstm",
+            "network.kind wavenet has no second_time.*use convnext, transformer, unet, subband, lstm",
         ),
         (dict(network="wavenet", method={"kind": "adversarial", "jumps": True}), "wavenet has no second_time"),
         (
@@ -345,12 +351,12 @@ PATCHES = {"kind": "patches", "size": 1}
             "task.envelope needs .* got Patches of hop 64",
         ),
         (
-            dict(task={**VOCODE, "guess": True}, representation=COMPRESSED, normalize=PLAIN),
-            "task.guess needs representation magnitude of the task's n_fft and hop_length .* got CompressedStft",
+            dict(task={**VOCODE, "guess": True}, representation={**MAGNITUDE, "kind": "log_mel"}, normalize=PLAIN),
+            "task.guess needs representation magnitude of the task's n_fft and .* got LogMel",
         ),
         (
             dict(task={**VOCODE, "guess": True, "n_fft": 512}, representation=MAGNITUDE, normalize=PLAIN),
-            "task.guess needs representation magnitude",
+            "task.guess needs representation magnitude of the task's n_fft",
         ),
         (
             dict(task={**VOCODE, "guess": True}, representation=MAGNITUDE),
@@ -358,11 +364,31 @@ PATCHES = {"kind": "patches", "size": 1}
         ),
         (
             dict(
-                task={**VOCODE, "guess": True, "envelope": True},
+                task={**VOCODE, "guess": True, "envelope": True, "n_fft": 512},
                 representation=COMPRESSED,
                 normalize=PLAIN,
             ),
             "task.guess needs",
+        ),
+        (
+            dict(task={**VOCODE, "guess": True}, representation=MAGNITUDE, normalize=PLAIN),
+            "task says where sampling begins, which diffusion ignores; use method regression, bridge or adversarial",
+        ),
+        (
+            dict(task={"kind": "enhance"}, representation=MAGNITUDE, normalize=PLAIN, method={"kind": "regression"}),
+            "task enhance needs representation compressed_stft and normalize.enabled no, got Magnitude; set both",
+        ),
+        (
+            dict(task={"kind": "enhance"}, representation=COMPRESSED, method={"kind": "regression"}),
+            "task enhance needs .* got Normalized; set both",
+        ),
+        (
+            dict(network="subband", task=VOCODE, representation=COMPRESSED, normalize=PLAIN),
+            "network.kind subband has no condition_features, which the task or method needs to be 20; use ",
+        ),
+        (
+            dict(network="subband", representation={"kind": "patches", "size": 65}),
+            "^subband sees real and imaginary parts, an even number of features, got 65",
         ),
         (
             dict(representation={"kind": "log_mel"}, method={"auxiliary": "stft"}),
@@ -385,7 +411,7 @@ def test_parts_that_do_not_fit_get_one_sentence(groups, sentence):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("network", sorted(set(NETWORKS) - {"causal_wavenet"}))
+@pytest.mark.parametrize("network", sorted(set(NETWORKS) - {"causal_wavenet", "subband"}))
 def test_networks_are_built_for_task_method_and_representation(network):
     """Classes, channels of the condition and what a method adds are in the shapes of the parameters."""
 
@@ -425,8 +451,10 @@ def test_what_fits_is_built():
     options: dict[str, Any] = dict(representation=MAGNITUDE, normalize=PLAIN)
     both: Any = build(task={**VOCODE, "envelope": True, "guess": True}, **options, method={"kind": "adversarial"}).task
     assert both.envelope and both.guess
-    with pytest.raises(ConfigError, match="which diffusion ignores; use method adversarial or bridge"):
-        build(task={**VOCODE, "guess": True}, **options)
+    options = dict(normalize=PLAIN, method={"kind": "regression", "auxiliary": "speech"})
+    assert build("subband", task={"kind": "enhance"}, representation=COMPRESSED, **options).task.gives_start
+    with pytest.raises(ConfigError, match="which diffusion ignores; use method regression, bridge or adversarial"):
+        build(task={**VOCODE, "guess": True}, representation=MAGNITUDE, normalize=PLAIN)
     assert build(method={"auxiliary": "stft"}).representation.exact
     method = {"kind": "autoregression"}
     patches: Any = build("causal_wavenet", method=method, representation=PATCHES, normalize=PLAIN).representation

@@ -1,8 +1,8 @@
 """`jaxdiff enhance`: recordings without their noise and reverberation."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from annotated_types import Interval
 
@@ -19,8 +19,9 @@ class Enhance(run.Processed):
     """Take noise and reverberation out of recordings of any length, rate and number of channels: WAV, spectrograms
     before and after as PNG, and JSON sidecar each."""
 
-    model: Path = Path("denoise-16k")
-    """work directory of a run, an exported file, or the name of a shipped model"""
+    model: Path | None = None
+    """work directory of a run, an exported file, or the name of a shipped model (denoise-16k, and with --streaming
+    denoise-16k-streaming)"""
     strength: ranges.Share = 1.0
     """0 gives the recording back, 1 all that the model makes"""
     max_reduction: ranges.Positive | None = None
@@ -31,6 +32,9 @@ class Enhance(run.Processed):
     """bring the result to this loudness in LUFS, as far as --true-peak allows (its own)"""
     true_peak: Annotated[float, Interval(ge=-40, le=0)] | None = None
     """highest true peak in dBTP, with --loudness (-1)"""
+    streaming: bool = False
+    """with a model that sees no later sound, in chunks and at the level that the recording has: what a live stream
+    makes of it; its latency is said"""
     steps: ranges.Index | None = None
     """sampling steps, 0 is the predictor alone (the configuration's)"""
 
@@ -39,13 +43,17 @@ class Enhance(run.Processed):
             raise ValueError("--true-peak: is a limit to --loudness; give both")
         ends = (*run.ENDS, ".residual.wav") if self.residual else run.ENDS
         jobs = files.jobs(self.files, self.out, ends, self.overwrite)
-        pipeline = run.load(self.model, None, self.device, "enhance")
+        name = Path("denoise-16k-streaming" if self.streaming else "denoise-16k") if self.model is None else self.model
+        pipeline = run.load(name, None, self.device, "enhance")
         from jaxdiff.inference.files import Target  # jax is imported by now
         from jaxdiff.tasks import Enhance as Task
 
         aim = Target(self.loudness, -1.0 if self.true_peak is None else self.true_peak, self.residual)
         request = Task.Request(strength=self.strength, max_reduction=self.max_reduction)
-        return run.process(pipeline, jobs, self, told, aim=aim, request=request, steps=self.steps)
+        if self.streaming:
+            print(f"{name}: {pipeline.stream(request).latency}")
+        options: dict[str, Any] = dict(aim=aim, request=request, steps=self.steps, streaming=self.streaming)
+        return run.process(pipeline, jobs, replace(self, model=name), told, **options)
 
 
 def told(wav: Path, done: "Done") -> str:

@@ -40,6 +40,8 @@ class Features:
     """samples from frame to frame"""
     n_mels: ranges.Count = 128
     """mel bands, of mel and mfcc"""
+    power: Literal[1, 2] = 2
+    """of mel: 2 for energies, 1 for magnitudes, which vocoders are trained on"""
     n_mfcc: ranges.Count = 20
     """coefficients of mfcc"""
     fmin: ranges.Positive = 65.0
@@ -73,7 +75,9 @@ def extract(path: Path, target: Path, settings: Features) -> tuple[int, ...]:
     arrays, labels, scales, back = _transforms(settings, rate, len(y))
     values = {name: np.asarray(value) for name, value in arrays(y).items()}
     target.parent.mkdir(parents=True, exist_ok=True)
-    about = dict(kind=settings.kind, sample_rate=rate, samples=len(y), hop_length=settings.hop_length)
+    about: dict[str, Any] = dict(kind=settings.kind, sample_rate=rate, samples=len(y))
+    about |= dict(hop_length=settings.hop_length, n_fft=settings.n_fft)
+    about |= dict(power=settings.power) if settings.kind == "mel" else {}
     with atomic(files.beside(target, ".npz")) as temporary, temporary.open("wb") as file:
         contents: dict[str, Any] = {**values, **{k: np.asarray(v) for k, v in about.items()}}
         np.savez_compressed(file, **contents)
@@ -100,7 +104,7 @@ def _transforms(s: Features, rate: int, samples: int) -> tuple[Callable, list[st
     frame_sizes(s.n_fft, s.hop_length, None)
     length, frames = _padded(samples, s.hop_length), 1 + samples // s.hop_length
     sizes: dict[str, Any] = dict(n_fft=s.n_fft, hop_length=s.hop_length)
-    mel: dict[str, Any] = dict(sr=rate, **sizes)
+    mel: dict[str, Any] = dict(sr=rate, power=s.power, **sizes)
     mfcc: dict[str, Any] = dict(sr=rate, n_mels=s.n_mels, **sizes)
     pitch: dict[str, Any] = dict(
         fmin=s.fmin, fmax=min(s.fmax, rate / 2), sr=rate, frame_length=s.n_fft, hop_length=s.hop_length

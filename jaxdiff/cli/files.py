@@ -8,14 +8,17 @@ from pathlib import Path
 from rich.progress import Progress
 
 
-def jobs(sources: Sequence[Path], out: Path, ends: Sequence[str], overwrite: bool) -> list[tuple[Path, Path]]:
+def jobs(
+    sources: Sequence[Path], out: Path, ends: Sequence[str], overwrite: bool, also: tuple[str, ...] = ()
+) -> list[tuple[Path, Path]]:
     """Each sound file of `sources`, files and folders, with the path of its results in `out` without `ends`.
 
-    The sub-folders of a folder are kept. Raises ValueError where two files would have one result, or one exists already
-    and is not to be replaced, and AudioError where no file can be used.
+    Files that end with one of `also` are taken too, unseen. The sub-folders of a folder are kept. Raises ValueError
+    where two files would have one result, or one exists already and is not to be replaced, and AudioError where no file
+    can be used.
     """
     from jaxdiff.data import AudioError
-    from jaxdiff.data.files import audio_info, safe_name, scan
+    from jaxdiff.data.files import EXTENSIONS, audio_info, safe_name, scan
 
     if not sources:
         raise ValueError("no FILES: give sound files or folders of them")
@@ -23,12 +26,13 @@ def jobs(sources: Sequence[Path], out: Path, ends: Sequence[str], overwrite: boo
     targets: dict[Path, Path] = {}
     bad: list[AudioError] = []
     for source in sources:
-        found, unused = scan(source) if source.is_dir() else ([source], [])
+        found, unused = scan(source, EXTENSIONS | {*also}) if source.is_dir() else ([source], [])
         for line in unused:
             warnings.warn(f"left out: {line}", stacklevel=2)
         for file in found:
             try:
-                audio_info(file)
+                if file.suffix.lower() not in also or not file.is_file():
+                    audio_info(file)
             except AudioError as error:
                 bad.append(error)
             inside = file.parent.relative_to(source).parts if source.is_dir() else ()

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _out = Console(highlight=False, soft_wrap=True)
 
 ENDS = (".wav", ".png", ".json")
+MELS = (".npy", ".npz")
 _KNOBS = ("sampler", "steps", "spacing", "guidance", "temperature", "times")
 
 
@@ -109,15 +110,34 @@ class Generate(Sampled):
 
 @dataclass(frozen=True, kw_only=True)
 class Vocode(Sampled, Processed):
-    """Sound from its mel spectrogram, of sound files of any length, rate and number of channels."""
+    """Sound from its mel spectrogram: of sound files of any length, rate and number of channels, and of mel
+    spectrograms in NPY and NPZ files, as jaxdiff features and text-to-speech front ends write them."""
 
-    model: Path
+    model: Path = Path("vocoder-16k")
     """work directory of a run, an exported file, or the name of a shipped model"""
+    iterations: ranges.Count | None = None
+    """of Griffin-Lim, for models that make magnitudes: fewer are faster (the configuration's)"""
+    mel_scale: Literal["auto", "ln", "log10", "db", "magnitude", "power"] = "auto"
+    """what the numbers in NPY and NPZ files are: logarithms, decibels or magnitudes of bands, or powers; auto goes by
+    their range, and says so"""
 
     def run(self) -> int:
-        jobs = files.jobs(self.files, self.out, ENDS, self.overwrite)
+        jobs = files.jobs(self.files, self.out, ENDS, self.overwrite, MELS)
         pipeline = load(self.model, self.ema, self.device, "vocode")
-        return process(pipeline, jobs, self, lambda wav, done: f"{wav}: {done.seconds:.1f} s", **self.knobs())
+        from jaxdiff.inference.files import process_file, process_mel  # jax is imported by now
+        from jaxdiff.tasks import Phases
+
+        about, request = {"jaxdiff": __version__, "model": str(self.model)}, Phases(self.iterations)
+
+        def do(file: Path, target: Path, tell: Callable[[float], None]) -> str:
+            options: dict[str, Any] = dict(seed=self.seed, about=about, tell=tell, request=request, **self.knobs())
+            wav = files.beside(target, ".wav")
+            if file.suffix.lower() not in MELS:
+                return f"{wav}: {process_file(pipeline, file, target, **options).seconds:.1f} s"
+            seconds, said = process_mel(pipeline, file, target, scale=self.mel_scale, **options)
+            return f"{wav}: {seconds:.1f} s, {said}"
+
+        return files.long_work(jobs, do)
 
 
 def process(

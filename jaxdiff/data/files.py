@@ -233,10 +233,11 @@ def expand(path: str | Path) -> Path:
     return Path(text)
 
 
-def scan(folder: Path) -> tuple[list[Path], list[str]]:
+def scan(folder: Path, extensions: frozenset[str] = EXTENSIONS) -> tuple[list[Path], list[str]]:
     """The sound files below a folder, sorted, and a sentence for each thing that may be sound and cannot be used.
 
-    Names that begin with a dot are not sounds. Links to folders are followed when the folders themselves are read.
+    Sound files are those with one of the `extensions`. Names that begin with a dot are not sounds. Links to folders are
+    followed when the folders themselves are read.
     """
     found: list[Path] = []
     unused: list[str] = []
@@ -255,7 +256,7 @@ def scan(folder: Path) -> tuple[list[Path], list[str]]:
                     unused.append(f"{path}: a link to nothing")
                 elif path.suffix.lower() in UNREAD:
                     unused.append(f"{path}: {path.suffix} is not read; convert it, for example to .flac")
-                elif path.suffix.lower() in EXTENSIONS:
+                elif path.suffix.lower() in extensions:
                     found.append(path)
     return sorted(found), [printable(line) for line in unused]
 

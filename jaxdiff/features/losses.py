@@ -1,8 +1,8 @@
-"""Distances between sounds that gradients can follow: multi-resolution STFT and log-mel.
+"""Distances between sounds that gradients can follow: multi-resolution STFT, log-mel, and two for speech in noise.
 
     spectral convergence |X - Y|_F / |X|_F,      log magnitude mean |log |X| - log |Y||,      X of the target
 
-Both compare magnitudes above a floor: below it, at silence, they and their gradients are 0. Each item of the leading
+All compare spectra above a floor: between silence and silence they and their gradients are 0. Each item of the leading
 axes has its own loss. For training, `auxiliary` of `jaxdiff.diffusion.diffusion_loss` takes them of decoded sound.
 """
 
@@ -88,6 +88,9 @@ def compressed_stft_loss(
     """Mean squared difference of STFTs with magnitudes raised to `exponent`: the share `phase` of complex numbers, the
     rest of magnitudes (Braun & Tashev 2021, eq. 3).
 
+    With both sounds louder by a factor g it is g^(2 exponent) times as large. Magnitudes below 1e-4 are not bent: there
+    complex numbers are scaled as at 1e-4, and magnitudes count as equal.
+
     >>> y = jnp.sin(jnp.arange(4096.0))
     >>> float(compressed_stft_loss(y, y)), float(compressed_stft_loss(-y, y, phase=0.0))
     (0.0, 0.0)
@@ -112,10 +115,11 @@ def speech_loss(
     ratio: float = 0.002,
 ) -> Float[Array, "..."]:
     """`compressed_stft_loss`, plus `wave` times the mean absolute difference of the sounds over the target's deviation,
-    plus `ratio` times the scale-invariant distortion in dB (Le Roux et al. 2019, eq. 5, its sign turned), bounded at
-    -30 dB.
+    plus `ratio` times the scale-invariant distortion in dB (Le Roux et al. 2019, eq. 5, its sign turned), where the
+    error has 0.1 % of the target's energy added, so that equal sounds have -30 dB and not less.
 
-    Where the target is silent the last two are left out.
+    The last two do not change with the level of both sounds, and the distortion not with that of `y`. Where the
+    target's root mean square is below 1e-4 they are left out.
 
     >>> y = jnp.sin(jnp.arange(4096.0))
     >>> float(speech_loss(0.9 * y, y)) < float(speech_loss(y + y[::-1], y))

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Complex, Float
 
 from .arguments import check_argument
 from .mel import melspectrogram
@@ -137,14 +137,22 @@ class CompressedStft(_ShortTime):
         return self.n_fft + 2
 
     def encode(self, y: Float[Array, "... samples"]) -> Float[Array, "... frames channels"]:
-        X = stft(y, n_fft=self.n_fft, hop_length=self.hop_length).mT
+        return self.compress(stft(y, n_fft=self.n_fft, hop_length=self.hop_length))
+
+    def decode(self, x: Float[Array, "... frames channels"]) -> Float[Array, "... samples"]:
+        return istft(self.decompress(x), hop_length=self.hop_length)
+
+    def compress(self, X: Complex[Array, "... bins frames"]) -> Float[Array, "... frames channels"]:
+        """Features of an STFT."""
+        X = X.mT
         X = X * jnp.maximum(jnp.abs(X), 1e-12) ** (self.exponent - 1)
         return jnp.concatenate([X.real, X.imag], axis=-1)
 
-    def decode(self, x: Float[Array, "... frames channels"]) -> Float[Array, "... samples"]:
+    def decompress(self, x: Float[Array, "... frames channels"]) -> Complex[Array, "... bins frames"]:
+        """The STFT of features."""
         real, imag = jnp.split(x, 2, axis=-1)
         gain = (real**2 + imag**2 + 1e-24) ** (0.5 / self.exponent - 0.5)
-        return istft(jax.lax.complex(real * gain, imag * gain).mT, hop_length=self.hop_length)
+        return jax.lax.complex(real * gain, imag * gain).mT
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ import numpy as np
 
 from jaxdiff.data.files import atomic, audio_info, printable, sound_writer, wav_subtype
 
+from .mels import MelScale
 from .meter import LOWEST, LoudnessMeter, PeakMeter
 from .outputs import FULL_SCALE
 from .pictures import draw, spectrograms
@@ -93,14 +94,9 @@ def process_file(
             if rest is not None:
                 rest.write(difference.T.astype("<f4").tobytes())
         gain_db, limited = _gain_db(after.loudness, peaks, aim)
-        excess_db = 20 * math.log10(max(1.0, peaks.peak * 10 ** (gain_db / 20) / FULL_SCALE))
-        gain = 10 ** ((gain_db - excess_db) / 20)
         wav = _beside(target, ".wav")
-        if excess_db:
-            warnings.warn(
-                printable(f"{wav}: exceeded full scale and was scaled down as a whole by {excess_db:.1f} dB"),
-                stacklevel=2,
-            )
+        excess_db = _excess_db(wav, peaks.peak * 10 ** (gain_db / 20))
+        gain = 10 ** ((gain_db - excess_db) / 20)
         subtype = wav_subtype(info)
         outputs = [(wav, held, gain)]
         if rest is not None:
@@ -118,7 +114,7 @@ def process_file(
         sidecar = {
             **(about or {}),
             **facts,
-            **({"request": dict(vars(request))} if request is not None and vars(request) else {}),
+            **_asked(request),
             **({"loudness_wanted": aim.loudness, "true_peak_limit": aim.true_peak} if aim.loudness is not None else {}),
             "sample_rate": rate,
             "seconds": samples / rate,
@@ -127,11 +123,77 @@ def process_file(
         }
         temporary = stack.enter_context(atomic(_beside(target, ".json")))
         temporary.write_text(json.dumps(sidecar, indent=1) + "\n", encoding="utf-8")
-    begun = "" if samples <= shown.samples else f", first {PICTURE_SECONDS:g} s"
+    begun = _begun(samples, shown.samples)
     titles = [printable(f"{file.name} {when}{begun}") for when in ("before", "after")]
     waves = [shown.sound, np.float32(gain) * shown.made]
     draw(_beside(target, ".png"), lambda: spectrograms(waves, titles, [rate, rate], columns=1))
     return done
+
+
+def process_mel(
+    pipeline: "Pipeline",
+    file: Path,
+    target: Path,
+    *,
+    scale: MelScale = "auto",
+    seed: int = 0,
+    request: Any = None,
+    about: dict[str, Any] | None = None,
+    tell: Callable[[float], None] = lambda share: None,
+    **knobs: Any,
+) -> tuple[float, str]:
+    """As `process_file`, of the mel spectrogram in a NPY or NPZ file, with 16 bits; the seconds that were made, and
+    what was read and assumed."""
+    mel, facts, pieces = pipeline.mel_in_pieces(file, scale=scale, seed=seed, request=request, **knobs)
+    rate, samples = pipeline.sample_rate, mel.samples
+    target.parent.mkdir(parents=True, exist_ok=True)
+    energy, shown, done = _Energy(), _Beginning(round(PICTURE_SECONDS * rate)), 0
+    with contextlib.ExitStack() as stack:
+        held = stack.enter_context(tempfile.TemporaryFile(dir=target.parent))
+        for made in pieces:
+            energy.add(made)
+            shown.add(made, made)
+            held.write(made.T.astype("<f4").tobytes())
+            done += made.shape[-1]
+            tell(done / samples)
+        wav = _beside(target, ".wav")
+        excess_db = _excess_db(wav, energy.peak)
+        gain = 10 ** (-excess_db / 20)
+        temporary = stack.enter_context(atomic(wav))
+        _write(temporary, wav, held, gain, rate, 1, "PCM_16", samples)
+        sidecar = {
+            **(about or {}),
+            **facts,
+            **_asked(request),
+            "sample_rate": rate,
+            "seconds": samples / rate,
+            **({"scaled_db": -round(excess_db, 2)} if excess_db else {}),
+        }
+        temporary = stack.enter_context(atomic(_beside(target, ".json")))
+        temporary.write_text(json.dumps(sidecar, indent=1) + "\n", encoding="utf-8")
+    titles = [printable(f"{file.name}{_begun(samples, shown.samples)}")]
+    draw(_beside(target, ".png"), lambda: spectrograms([np.float32(gain) * shown.made], titles, [rate], columns=1))
+    return samples / rate, mel.said
+
+
+def _asked(request: Any) -> dict[str, Any]:
+    """What a sidecar says of a user's options."""
+    return {"request": dict(vars(request))} if request is not None and vars(request) else {}
+
+
+def _excess_db(wav: Path, peak: float) -> float:
+    """By how much a result of this peak exceeds full scale, which a warning says."""
+    excess_db = 20 * math.log10(max(1.0, peak / FULL_SCALE))
+    if excess_db:
+        warnings.warn(
+            printable(f"{wav}: exceeded full scale and was scaled down as a whole by {excess_db:.1f} dB"), stacklevel=3
+        )
+    return excess_db
+
+
+def _begun(samples: int, shown: int) -> str:
+    """What a picture's title says of a sound of which only the beginning is shown."""
+    return "" if samples <= shown else f", first {PICTURE_SECONDS:g} s"
 
 
 def _gain_db(loudness: float | None, peaks: PeakMeter, aim: Target) -> tuple[float, bool]:

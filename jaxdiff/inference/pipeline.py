@@ -24,10 +24,12 @@ from jaxdiff.features import Normalized
 from jaxdiff.methods import Autoregression, Method, Model, Sampling
 from jaxdiff.methods.method import SpacingName
 from jaxdiff.networks import Params, Summary, summarize
-from jaxdiff.tasks import Batch, Known
+from jaxdiff.tasks import Batch, Known, Vocode
 
 from . import chunks
+from .mels import Mel, MelScale, read_mel
 from .outputs import Output
+from .streaming import SoundStream, enhanced_blocks, sound_stream
 from .times import read_times
 
 MAX_BATCH = 16
@@ -78,6 +80,7 @@ class Pipeline:
         self.directory, self.warnings = directory, warnings
         self.classes, self.sample_rate = model.task.classes, model.representation.sample_rate
         self._program = functools.lru_cache(maxsize=16)(self._compile)
+        self._stream = functools.lru_cache(maxsize=4)(lambda request: sound_stream(self, request))
 
     def __repr__(self) -> str:
         r = self.model.representation
@@ -124,13 +127,69 @@ class Pipeline:
         return Output(made, rates, about)
 
     def in_pieces(
-        self, file: str | Path, *, seed: int = 0, request: Any = None, **knobs: Any
+        self, file: str | Path, *, seed: int = 0, request: Any = None, streaming: bool = False, **knobs: Any
     ) -> tuple[dict[str, Any], Iterator[tuple[np.ndarray, np.ndarray]]]:
-        """What a sidecar says, and a sound file with what `self(file)` makes of it, both [channels, samples], piece by
-        piece: memory does not grow with the length of the file, which is read twice."""
+        """What a sidecar says, and a sound file with what `self(file)`, or with `streaming` what `self.stream()` makes
+        of it, both [channels, samples], piece by piece: memory does not grow with the length of the file, which is read
+        twice."""
         asked, facts = self._asked(True, seed, request, knobs)
         blocks, rate, _ = self._read(file, None)
-        return {**facts, "item": 0, "source": str(file)}, self._process(blocks, rate, seed, 0, asked)
+        stream = self.stream(request) if streaming else None
+        facts |= {} if stream is None else {"streaming": True, "latency_seconds": stream.latency_seconds}
+        return {**facts, "item": 0, "source": str(file)}, self._process(blocks, rate, seed, 0, asked, stream)
+
+    def stream(self, request: Any = None) -> SoundStream:
+        """Enhancement of sound that arrives in chunks, by a network that sees no later frames: see `SoundStream`.
+
+        Equal to the whole sound in one window, but for the level: a stream cannot know a sound's peak, so that
+        `task.peak_db` is passed over and the sound keeps its own level. Raises ConfigError for a model that cannot
+        stream.
+        """
+        return self._stream(request)
+
+    def from_mel(
+        self,
+        mel: np.ndarray | str | Path,
+        *,
+        scale: MelScale = "auto",
+        seed: int = 0,
+        request: Any = None,
+        **knobs: Any,
+    ) -> Output:
+        """The sound of a vocoder for a mel spectrogram [bands, frames] or [frames, bands] of the sizes that the model
+        was trained on, an array or a NPY or NPZ file.
+
+        `scale` says what its numbers are (`mels.py`); "auto" goes by their range. The sound is mono, at the model's
+        rate and at the level that the mel has. Raises ConfigError for an array and AudioError for a file that cannot be
+        used.
+        """
+        _, facts, pieces = self.mel_in_pieces(mel, scale=scale, seed=seed, request=request, **knobs)
+        return Output([np.concatenate(list(pieces), axis=-1)[0]], [self.sample_rate], [facts])
+
+    def mel_in_pieces(
+        self,
+        mel: np.ndarray | str | Path,
+        *,
+        scale: MelScale = "auto",
+        seed: int = 0,
+        request: Any = None,
+        **knobs: Any,
+    ) -> tuple[Mel, dict[str, Any], Iterator[np.ndarray]]:
+        """The mel spectrogram as it was read, what a sidecar says, and what `from_mel` makes of it, [1, samples], piece
+        by piece."""
+        task, r = self.model.task, self.model.representation
+        if not isinstance(task, Vocode):
+            raise ConfigError(f"a mel spectrogram is for a model of task vocode, this one has {type(task).__name__}")
+        asked, facts = self._asked(True, seed, request, knobs)
+        known = read_mel(mel, task, self.sample_rate, scale)
+
+        def take(start: int, window: int) -> Batch:
+            frames = known.part(start // task.hop_length, task.frames(r, window))
+            return {"wave": np.zeros((1, window), np.float32), "mel": frames[None]}
+
+        source = str(mel) if isinstance(mel, str | Path) else None
+        about = {**facts, "item": 0, "source": source, "mel": known.about}
+        return known, about, self._windows(take, known.samples, 1, seed, 0, asked)
 
     def _asked(self, sound: bool, seed: int, request: Any, knobs: dict[str, Any]) -> tuple[_Asked, dict[str, Any]]:
         """What is asked for, checked, and what a sidecar says of it."""
@@ -268,8 +327,8 @@ class Pipeline:
             raise ConfigError(f"sr: say the sample rate of the array in Hz, for example sr={self.sample_rate}")
         return lambda: chunks.blocks(np.atleast_2d(wave).astype(np.float32, copy=False)), sr, wave.shape
 
-    def _process(self, blocks, rate, seed, item, asked) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """A sound and what the task makes of it, in pieces; all channels draw the same noise."""
+    def _process(self, blocks, rate, seed, item, asked, stream=None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """A sound and what the task, or a stream, makes of it, in pieces; all channels draw the same noise."""
         sr, length, peak, channels = self.sample_rate, 0, 0.0, 1
         for y in chunks.resampled(blocks(), rate, sr):
             channels, length, peak = len(y), length + y.shape[-1], max(peak, float(np.abs(y).max(initial=0)))
@@ -288,8 +347,13 @@ class Pipeline:
             made.forget(stop - context)
             return given[:, inner], np.asarray(out[:, inner], np.float32)
 
-        gain = float(self.model.task.gain(peak))
-        windows = self._windows(chunks.resampled(heard(), rate, sr), length, channels, gain, seed, item, asked)
+        length = max(length, 1)  # a sound may be shorter than a sample of this rate
+        if stream is None:
+            gain, passing = float(self.model.task.gain(peak)), chunks.Passing(channels)
+            take = _sound_windows(chunks.resampled(heard(), rate, sr), passing, gain)
+            windows = (part / gain for part in self._windows(take, length, channels, seed, item, asked))
+        else:
+            windows = enhanced_blocks(stream, chunks.resampled(heard(), rate, sr), length)
         grid, start = max(1, round(rate / GRID_HZ)), 0
         size, context = (round(seconds * GRID_HZ) * grid for seconds in (PIECE_SECONDS, CONTEXT_SECONDS))
         for out in chunks.resampled(windows, sr, rate):
@@ -302,10 +366,10 @@ class Pipeline:
             yield restored(start, stop)
             start = stop
 
-    def _windows(self, blocks, length, channels, gain, seed, item, asked) -> Iterator[np.ndarray]:
-        """The result of blocks [channels, samples] at the model's rate, `length` in all, window by window."""
+    def _windows(self, take, length, channels, seed, item, asked) -> Iterator[np.ndarray]:
+        """The result [channels, samples] at the model's rate, `length` in all, window by window; `take(start, window)`
+        gives a window's batch, with an item per channel, and is called in order."""
         hop, r = self._hop, self.model.representation
-        heard, length = chunks.Passing(channels), max(length, 1)  # a sound may be shorter than a sample of this rate
         window, overlap = -(-length // hop) * hop, 0
         usual = max(1, round(self.window_seconds * self.sample_rate / self._unit)) * self._unit
         long = self.method.windows and (r.phase_period is not None or length > usual)
@@ -321,23 +385,20 @@ class Pipeline:
         keys = _item_keys(jax.random.key(seed), np.full(size, item))
         begin, open_ = 0, np.zeros((channels, advance + window), np.float32)  # what later windows may still change
         for group in chunks.groups(jobs, size):
-            while heard.end < group[-1][1] + window and (block := next(blocks, None)) is not None:
-                heard.add(block)
             full = group + group[-1:] * (size - len(group))
-            batch = {
-                "wave": np.stack([gain * heard.part(start, start + window)[c] for _, start, c in full]),
-                "label": np.full(size, -1, np.int32),
-            }
+            taken = {start: take(start, window) for start in dict.fromkeys(start for _, start, _ in group)}
+            names = taken[group[0][1]]
+            batch = {name: np.stack([taken[start][name][c] for _, start, c in full]) for name in names}
+            batch["label"] = np.full(size, -1, np.int32)
             number = np.array([n for n, *_ in full], np.int32)
             first = np.array([start for _, start, _ in full], np.int32) // r.hop_length
             waves = np.asarray(program(self.params, batch, keys, number, first, ())[0])
             for (_, start, channel), made in zip(group, waves, strict=False):
                 if start > begin + advance:
-                    yield open_[:, :advance] / gain
+                    yield open_[:, :advance]
                     open_, begin = np.pad(open_[:, advance:], ((0, 0), (0, advance))), begin + advance
                 chunks.join(open_[channel], made, start - begin, overlap)
-            heard.forget(group[-1][1])
-        yield open_[:, : length - begin] / gain
+        yield open_[:, : length - begin]
 
     # What follows from the model ------------------------------------------------------------------------------------
 
@@ -351,8 +412,7 @@ class Pipeline:
     def _unit(self) -> int:
         """Samples at multiples of which windows begin: where Griffin-Lim's first phases repeat."""
         r = self.model.representation
-        period = math.lcm(r.phase_period or 1, self.model.task.needs(r).period)
-        return math.lcm(self._hop, r.hop_length * period)
+        return math.lcm(self._hop, r.hop_length * (r.phase_period or 1))
 
     def _overlap(self, window: int, least: float) -> int:
         """An overlap of at least so many samples after which the next window begins at a multiple of the unit."""
@@ -392,6 +452,18 @@ class Pipeline:
             inputs = (jax.eval_shape(self.method.distribution().encode, batch["wave"]), given.cond)
         rate, network = frames / samples * self.sample_rate, self.model.network.module(self.params)
         return summarize(network, representation.channels, frames, rate, given.cond, inputs=inputs)
+
+
+def _sound_windows(blocks: Iterator[np.ndarray], heard: chunks.Passing, gain: float) -> Callable[[int, int], Batch]:
+    """`take` of `_windows` for a sound in blocks [channels, samples]; they pass through `heard`."""
+
+    def take(start: int, window: int) -> Batch:
+        while heard.end < start + window and (block := next(blocks, None)) is not None:
+            heard.add(block)
+        heard.forget(start)
+        return {"wave": gain * heard.part(start, start + window)}
+
+    return take
 
 
 @jax.jit

@@ -47,19 +47,13 @@ _DISTANCE = ((1024, 256, 1024), (512, 128, 512), (256, 64, 256))  # n_fft, hop, 
 
 @dataclass(frozen=True)
 class Adversarial(Method):
-    """A generator against discriminators; it makes sound in `steps` Euler steps from noise or where the task begins.
-
-    With `refine` every step sees what a sound of the step before really has for features, and improves that (deep
-    Griffin-Lim, Masuyama et al. 2021); training shows the network its own results of up to two steps, so that any
-    number of steps can be asked for.
-    """
+    """A generator against discriminators; it makes sound in `steps` Euler steps from noise or where the task begins."""
 
     takes_start: ClassVar[bool] = True
 
     schedule: Schedule = RectifiedFlow()
     steps: ranges.Count = 1  # above 1: a diffusion model's whole sampler, for fine-tuning (train.init)
     prediction: Literal["x0", "flow"] = "x0"  # flow: what takes the start to the sound, at first nothing
-    refine: bool = False
     jumps: bool = False  # the steps are those of method shortcut
     game: Game = "least_squares"
     begin: ranges.Share = 0.5  # the share of the steps before, with the distance to the real sound alone
@@ -74,16 +68,12 @@ class Adversarial(Method):
     stft_weight: ranges.Weight = 5.0
     mel_weight: ranges.Weight = 15.0
 
-    @property
-    def knobs(self) -> frozenset[str]:  # type: ignore[override]
-        return frozenset({"steps"}) if self.refine else frozenset()
-
     def check(self, model: Model) -> None:
         super().check(model)
-        if self.refine and (self.prediction != "flow" or self.jumps or not model.task.gives_start):
+        if model.task.inputs:
             raise ValueError(
-                "method.refine is for a start that the network improves; set prediction flow, jumps no and a task that "
-                "gives a start (task.guess), or refine no"
+                f"method adversarial compares with the recordings themselves, which are not what task "
+                f"{type(model.task).__name__.lower()} makes of them; use method regression or bridge"
             )
 
     def network_options(self) -> dict[str, Any]:
@@ -105,11 +95,7 @@ class Adversarial(Method):
 
         def make(network: Callable, example: Example, key: Array) -> Made:
             noise = diffusion.noise(jax.random.split(key, len(example.x0)), example.x0.shape)
-            if self.refine:
-                x0 = self._improved(model, network, example.given)
-            else:
-                keys = jax.random.split(key, len(example.x0))
-                x0 = self._play(network, example.given, noise, keys, steps=self.steps)
+            x0 = self._play(network, example.given, noise, jax.random.split(key, len(example.x0)))
             return x0, model.task.finish(model.representation, x0, example.given)
 
         return adversarial_step(
@@ -129,22 +115,9 @@ class Adversarial(Method):
     def make_sample(self, model: Model, sampling: Sampling, times: Array) -> Sample:
         def sample(params: Params, given: Given, noise: Array, keys: Array) -> Array:
             guide = lambda denoiser: model.task.guide(model.representation, denoiser, self.schedule, given)  # noqa: E731
-            network = model.network.bound(params)
-            if not self.refine:
-                return self._play(network, given, noise, keys, guide=guide, steps=self.steps)
-            return _refined(model, network, given, given.start, len(times) - 1)
+            return self._play(model.network.bound(params), given, noise, keys, guide=guide)
 
         return sample
-
-    def _improved(self, model: Model, network: Callable, given: Given) -> Array:
-        """One step from the start for half of the batch; for a quarter each from where one or two steps have led."""
-        rest = lambda tree, n: jax.tree.map(lambda x: x[n:], tree)  # noqa: E731
-        x, half, quarter = given.start, len(given.start) // 2, 3 * len(given.start) // 4
-        still = jax.lax.stop_gradient
-        for n, first in ((half, True), (quarter, False)):
-            later = _again(model, _step(network, rest(x, n), rest(given, n), first), rest(given, n))
-            x = jnp.concatenate([x[:n], still(later)])
-        return _step(network, x, given, jnp.arange(len(x)) < half)
 
     def _play(self, network: Callable, given: Given, noise: Array, keys: Array, **options) -> Array:
         return unrolled(
@@ -153,6 +126,7 @@ class Adversarial(Method):
             given,
             noise,
             keys,
+            steps=self.steps,
             prediction=self.prediction,
             jumps=self.jumps,
             **options,
@@ -185,23 +159,6 @@ class Adversarial(Method):
             return total
 
         return apart
-
-
-def _step(network: Callable, x: Array, given: Given, first: Array | bool) -> Array:
-    """What the network makes of `x`; it is told by the time, 1 or 1/2, whether that is the start."""
-    return x + network(x, jnp.broadcast_to(jnp.where(first, 1.0, 0.5), len(x)), given.cond)
-
-
-def _again(model: Model, x0: Array, given: Given) -> Array:
-    """The features of the sound of features: overlapping frames agree in them."""
-    return model.task.features(model.representation, model.task.finish(model.representation, x0, given), given)
-
-
-def _refined(model: Model, network: Callable, given: Given, start: Array, steps: int) -> Array:
-    """`steps` steps, all but the first from the features of a sound."""
-    x0 = _step(network, start, given, True)
-    again = lambda _, x0: _step(network, _again(model, x0, given), given, False)  # noqa: E731
-    return jax.lax.fori_loop(1, steps, again, x0)
 
 
 def magnitudes(wave: Float[Array, "batch samples"]) -> list[Float[Array, "batch frames bins"]]:

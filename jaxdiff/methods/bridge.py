@@ -27,6 +27,7 @@ class Bridge(method.Method):
     times: Literal["uniform", "logit_normal", "lognormal"] = "uniform"
     times_mean: float = 0.0
     times_std: ranges.Positive = 1.0
+    at_start: ranges.Share = 0.0  # of the items, trained at t = 1: the network's first estimate is a predictor's then
     auxiliary: method.AuxiliaryName = "none"  # loss of the decoded sound, times auxiliary_weight
     auxiliary_weight: ranges.Weight = 1.0
 
@@ -40,7 +41,8 @@ class Bridge(method.Method):
             raise ValueError("method bridge needs a task that gives a start (paired sounds); use method diffusion")
 
     def make_step(self, model: method.Model, optimizer: method.Optimizer, steps: int) -> method.Update:
-        sample_t = method.training_times(self.times, self.schedule, self.times_mean, self.times_std)
+        within = method.training_times(self.times, self.schedule, self.times_mean, self.times_std)
+        sample_t = lambda key, batch: within(key, batch).at[: round(self.at_start * batch)].set(1.0)  # noqa: E731
 
         def loss(network, example: Example, context: method.Context):
             x0, given = example

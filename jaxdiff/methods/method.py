@@ -89,8 +89,8 @@ class Method(abc.ABC):
         """Raise ValueError, one sentence, where the method does not fit the model."""
         if model.task.gives_start and not self.takes_start:
             raise ValueError(
-                f"the task says where sampling begins (task.guess), which {type(self).__name__.lower()} ignores; "
-                f"use method adversarial or bridge, or task.guess no"
+                f"the task says where sampling begins, which {type(self).__name__.lower()} ignores; use method "
+                f"regression, bridge or adversarial, or task.guess no where it has that"
             )
 
     def init(

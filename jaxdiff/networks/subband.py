@@ -36,7 +36,8 @@ class Subband(nnx.Module):
     """Complex masks on `[batch, frames, features]`, real parts of the bins and then imaginary ones.
 
     `channels` on bands of four bins, `width` and `heads` on `subbands`, `depth` pairs of a GRU and attention. With
-    `bidirectional` the GRUs also run backwards.
+    `bidirectional` the GRUs also run backwards. The condition's `lengths` are not heeded: without `bidirectional` no
+    earlier frame sees padding, with it items must be of one length.
     """
 
     def __init__(
@@ -58,7 +59,8 @@ class Subband(nnx.Module):
         if features % 2:
             raise ValueError(f"subband sees real and imaginary parts, an even number of features, got {features}")
         if width % heads:
-            raise ValueError(f"width {width} must be a multiple of heads {heads}; use width {width // heads * heads}")
+            fits = max(1, width // heads) * heads
+            raise ValueError(f"width {width} must be a multiple of heads {heads}; use width {fits}")
         self.bins, self.self_conditioning, self.bidirectional = features // 2, self_conditioning, bidirectional
         self.bands = -(-self.bins // _STRIDE)
         if subbands > self.bands:
@@ -122,7 +124,7 @@ class Subband(nnx.Module):
         back = weights / jnp.maximum(weights.sum(-1, keepdims=True), 1e-6)
         h = self.widen(jnp.einsum("btkc,fk->btfc", g, back))
         for i, join in enumerate(self.joins):
-            h = join(jnp.concatenate([h, kept.pop()], -1))
+            h = _joined(join, h, kept.pop())
             h = self.decoder[i](h) if i < len(self.decoder) else jax.nn.silu(h)
         m, n = jnp.split(self._bins(self.output(h)), 2, axis=-1)
         return _masked(m, x_t) + _masked(n, y), jnp.stack(states)
@@ -148,11 +150,15 @@ class _Mix(nnx.Module):
 
     def __init__(self, channels: int, rngs: nnx.Rngs):
         self.norm = nnx.Param(jnp.ones(channels))
-        self.linear = nnx.Linear(3 * channels, channels, dot_general=layers.flat_product, rngs=rngs)
+        self.linear = nnx.Linear(3 * channels, channels, rngs=rngs)
 
     def __call__(self, h: Float[Array, "batch frames bands channels"]) -> Float[Array, "batch frames bands channels"]:
-        x = jnp.pad(_rms_norm(h, self.norm[...]), ((0, 0), (0, 0), (1, 1), (0, 0)))
-        return h + jax.nn.silu(self.linear(jnp.concatenate([x[:, :, :-2], x[:, :, 1:-1], x[:, :, 2:]], -1)))
+        kernel = jnp.concatenate(jnp.split(self.linear.kernel[...], 3), -1)  # the taps side by side: one product
+        lower, own, upper = jnp.split(layers.flat_product(_rms_norm(h, self.norm[...]), kernel), 3, axis=-1)
+        none = ((0, 0), (0, 0))
+        lower = jnp.pad(lower[:, :, :-1], (*none, (1, 0), (0, 0)))  # what the band below says, and the one above
+        upper = jnp.pad(upper[:, :, 1:], (*none, (0, 1), (0, 0)))
+        return h + jax.nn.silu(lower + own + upper + _bias(self.linear))
 
 
 class _Block(nnx.Module):
@@ -214,6 +220,17 @@ class _Block(nnx.Module):
         )
         share = jax.nn.softmax(jnp.einsum("nqhs,nkhs->nhqk", q, k) / size**0.5, axis=-1)
         return self.attention_output(jnp.einsum("nhqk,nkhs->nqhs", share, v).reshape(g.shape))
+
+
+def _joined(linear: nnx.Linear, h: Array, other: Array) -> Array:
+    """The layer's output for both side by side, which need not be put there."""
+    own, others = jnp.split(linear.kernel[...], 2)
+    return layers.flat_product(h, own) + layers.flat_product(other, others) + _bias(linear)
+
+
+def _bias(linear: nnx.Linear) -> Array:
+    assert linear.bias is not None
+    return linear.bias[...]
 
 
 def _planes(x: Float[Array, "batch frames features"]) -> Float[Array, "batch frames bins planes"]:

@@ -11,6 +11,7 @@ from .task import Known as Known
 from .task import Needs as Needs
 from .task import NoRequest as NoRequest
 from .task import Task as Task
+from .vocode import Phases as Phases
 from .vocode import Vocode as Vocode
 from .vocode import spectral_envelope as spectral_envelope
 

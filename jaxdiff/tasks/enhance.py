@@ -29,6 +29,15 @@ class Amount:
     def __post_init__(self) -> None:
         ranges.check_fields(self)
 
+    def limited(self, x0: Array, y: Array, exponent: float) -> Array:
+        """Features x0 of `exponent` that lose in no bin more than `max_reduction` of the recording's y."""
+        if self.max_reduction is None:
+            return x0
+        least = 10 ** (-exponent * self.max_reduction / 20)
+        size = lambda x: jnp.hypot(*jnp.split(x, 2, axis=-1))  # noqa: E731
+        lost = jnp.tile(size(x0) < least * size(y), 2)
+        return jnp.where(lost, least * y, x0)
+
 
 @dataclass(frozen=True)
 class Enhance(Task):
@@ -64,12 +73,8 @@ class Enhance(Task):
         amount, y = given.kept, given.start
         if not isinstance(amount, Amount) or y is None:
             return representation.decode(x0)
-        if amount.max_reduction is not None:
-            assert isinstance(representation, CompressedStft)
-            least = 10 ** (-representation.exponent * amount.max_reduction / 20)
-            size = lambda x: jnp.hypot(*jnp.split(x, 2, axis=-1))  # noqa: E731
-            lost = jnp.tile(size(x0) < least * size(y), 2)
-            x0 = jnp.where(lost, least * y, x0)
+        assert isinstance(representation, CompressedStft)
+        x0 = amount.limited(x0, y, representation.exponent)
         if amount.strength < 1:
             return amount.strength * representation.decode(x0) + (1 - amount.strength) * representation.decode(y)
         return representation.decode(x0)

@@ -60,6 +60,11 @@ class Mixture:
             low, high = getattr(self, f"{name}_low"), getattr(self, f"{name}_high")
             if low > high:
                 raise ValueError(f"{name}_low {low} is above {name}_high {high}; exchange them")
+        if self.noise_only + self.clean_only > 1:
+            raise ValueError(
+                f"noise_only {self.noise_only} and clean_only {self.clean_only} are shares of the same items and add "
+                f"up to more than 1; make them smaller"
+            )
 
     def __call__(self, speech: Waves, noise: Waves, *, sr: int, key: PRNGKeyArray) -> Pair:
         """Mixtures of `speech` with `noise` at `sr` Hz, and what is to be heard of them."""
@@ -103,7 +108,8 @@ class Mixture:
         size = lambda X: jnp.maximum(jnp.linalg.norm(X, axis=-1, keepdims=True), 1e-9)  # noqa: E731
         tint *= size(X) / size(tint)
         total = jnp.where(some(self.colored), tint + 10 ** (-draw(0.0, 30.0, 1) / 20) * total, total)
-        crowd = sum(jnp.roll(voices, k + 1, axis=0) for k in range(_VOICES)) / _VOICES**0.5
+        others = min(_VOICES, batch - 1)  # a small batch has fewer voices; an item's own is never among them
+        crowd = sum(jnp.roll(voices, k + 1, axis=0) for k in range(others)) / max(1, others) ** 0.5
         recorded = jnp.fft.irfft(total, samples)
         return jnp.where(some(self.babble), crowd + 10 ** (-draw(0.0, 30.0, 1) / 20) * recorded, recorded)
 

@@ -48,13 +48,11 @@ class Example(NamedTuple):
 
 
 class Needs(NamedTuple):
-    """What a network must be built for: condition channels, samples per condition frame (0: none), classes. And the
-    frames at whose multiples a window of a long sound must begin to be as in the whole."""
+    """What a network must be built for: condition channels, samples per condition frame (0: none), classes."""
 
     condition_features: int = 0
     condition_hop: int = 0
     num_classes: int = 0
-    period: int = 1
 
 
 @dataclass(frozen=True)
@@ -112,10 +110,6 @@ class Task(abc.ABC):
             return denoiser
         known, mask = given.kept
         return lambda x_t, t, *r: jnp.where(mask, known, denoiser(x_t, t, *r))
-
-    def features(self, representation: Representation, wave: Array, given: Given) -> Array:
-        """x0 [batch, frames, features] of sounds [batch, samples]: the way back of `finish`."""
-        return representation.encode(wave)
 
     def finish(self, representation: Representation, x0: Array, given: Given) -> Float[Array, "batch samples"]:
         """The sound of features."""

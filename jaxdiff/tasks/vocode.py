@@ -1,5 +1,6 @@
 """Vocoding: sound from its mel spectrogram (DiffWave, Kong et al. 2021, section 3.2)."""
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
@@ -13,7 +14,6 @@ from jaxdiff.features import (
     CompressedStft,
     Magnitude,
     Representation,
-    griffinlim,
     hz_to_mel,
     mel_filterbank,
     mel_to_hz,
@@ -22,10 +22,19 @@ from jaxdiff.features import (
 )
 from jaxdiff.networks import Condition
 
-from .task import Batch, Example, Given, Level, Needs, NoRequest, Task
+from .task import Batch, Example, Given, Level, Needs, Task
 
 _RANGE_DB = 100.0  # of the condition's magnitudes, the largest being 20 dB above 1
-_PERIOD = 64  # frames after which the first phases of a guess repeat
+
+
+@dataclass(frozen=True)
+class Phases:
+    """How long Griffin-Lim looks for phases, where a model makes magnitudes: `iterations`, None the configuration's."""
+
+    iterations: ranges.Count | None = None
+
+    def __post_init__(self) -> None:
+        ranges.check_fields(self)
 
 
 @dataclass(frozen=True)
@@ -35,12 +44,12 @@ class Vocode(Task):
     Mel magnitudes are scaled as DiffWave's: 20 dB below full scale is the reference, 100 dB the range, so that the
     condition lies in [0, 1]. With `envelope` features are divided by what the condition tells of their magnitudes, so
     that the network sees and makes numbers of unit size, and noise is shaped as the sound is (PriorGrad, Lee et al.
-    2022, for the mel's energy). With `guess` sampling begins at the inverted mel, for a network to improve: at its
-    magnitudes in the `magnitude` representation's power, or in `compressed_stft` at the sound that `guess_steps` steps
-    of Griffin-Lim make of them.
+    2022, for the mel's energy). With `guess` sampling begins at the magnitudes of the inverted mel, in the `magnitude`
+    representation's power, for a network to improve.
     """
 
     needs_sound: ClassVar[bool] = True
+    Request: ClassVar[type] = Phases
 
     n_fft: Annotated[int, Interval(ge=2, le=2**16)] = 1024
     hop_length: ranges.Count = 256
@@ -48,7 +57,6 @@ class Vocode(Task):
     fmax: ranges.Positive | None = None
     envelope: bool = False
     guess: bool = False
-    guess_steps: ranges.Index = 6
     peak_db: Level = None
 
     def check(self, representation: Representation) -> None:
@@ -61,12 +69,12 @@ class Vocode(Task):
                 f"and normalize.enabled no, got {name} of hop {representation.hop_length}; set all three"
             )
         if self.guess and not (
-            isinstance(representation, CompressedStft | Magnitude)
+            isinstance(representation, Magnitude)
             and (representation.n_fft, representation.hop_length) == (self.n_fft, self.hop_length)
         ):
             raise ValueError(
-                f"task.guess needs representation compressed_stft or magnitude of the task's n_fft and hop_length and "
-                f"normalize.enabled no, got {name} of hop {representation.hop_length}; set all three, or task.guess no"
+                f"task.guess needs representation magnitude of the task's n_fft and hop_length and normalize.enabled "
+                f"no, got {name} of hop {representation.hop_length}; set all three, or task.guess no"
             )
 
     @property
@@ -74,40 +82,47 @@ class Vocode(Task):
         return self.guess
 
     def needs(self, representation: Representation) -> Needs:
-        period = _PERIOD if self.guess and isinstance(representation, CompressedStft) else 1
-        return Needs(condition_features=self.n_mels, condition_hop=self.hop_length, period=period)
+        return Needs(condition_features=self.n_mels, condition_hop=self.hop_length)
 
     def example(self, representation: Representation, batch: Batch, key: PRNGKeyArray) -> Example:
         wave = self.leveled(batch["wave"])
-        given = self._known(representation, wave)
-        return Example(self.features(representation, wave, given), given)
-
-    def given(self, representation: Representation, batch: Batch, request: NoRequest = NoRequest()) -> Given:
-        return self._known(representation, batch["wave"])
-
-    def features(self, representation: Representation, wave: Array, given: Given) -> Array:
+        given = self._known(representation, self.mel(representation, wave))
         x0 = representation.encode(wave)
-        return x0 / self._envelope(representation, given) if self.envelope else x0
+        return Example(x0 / self._envelope(representation, given) if self.envelope else x0, given)
+
+    def given(self, representation: Representation, batch: Batch, request: Phases = Phases()) -> Given:
+        """Of the "mel" [batch, mels, frames] of a batch where it has one, else of its "wave"."""
+        M = batch["mel"] if "mel" in batch else self.mel(representation, batch["wave"])
+        return self._known(representation, M)._replace(kept=request)
 
     def finish(self, representation: Representation, x0: Array, given: Given) -> Array:
+        if isinstance(given.kept, Phases) and given.kept.iterations is not None:
+            if not isinstance(representation, Magnitude):
+                raise ValueError("iterations are of Griffin-Lim, for models of magnitudes, which this one is not")
+            representation = dataclasses.replace(representation, n_iter=given.kept.iterations)
         return representation.decode(x0 * self._envelope(representation, given) if self.envelope else x0)
 
-    def _known(self, representation: Any, wave: Float[Array, "batch samples"]) -> Given:
-        frames, sr = wave.shape[-1] // self.hop_length, representation.sample_rate
+    def frames(self, representation: Representation, samples: int) -> int:
+        """Of the mel spectrogram of so many samples."""
         if self.hop_length == representation.hop_length:  # as many as the network's, which may have one at both ends
-            frames = representation.frames(wave.shape[-1])
-        sizes: dict[str, Any] = dict(sr=sr, n_fft=self.n_fft, fmax=self.fmax, power=1.0)
+            return representation.frames(samples)
+        return samples // self.hop_length
+
+    def mel(self, representation: Representation, wave: Float[Array, "batch samples"]) -> Array:
+        """The mel magnitudes [batch, mels, frames] of sounds."""
+        sizes = self._sizes(representation)
         M = melspectrogram(wave, hop_length=self.hop_length, n_mels=self.n_mels, **sizes)
+        return M[..., : self.frames(representation, wave.shape[-1])]
+
+    def _sizes(self, representation: Representation) -> dict[str, Any]:
+        return dict(sr=representation.sample_rate, n_fft=self.n_fft, fmax=self.fmax, power=1.0)
+
+    def _known(self, representation: Any, M: Float[Array, "batch mels frames"]) -> Given:
         db = 20 * jnp.log10(jnp.maximum(M, 1e-5)) - 20
-        given = Given(Condition(frames=jnp.clip((db + _RANGE_DB) / _RANGE_DB, 0, 1).mT[:, :frames]))
+        given = Given(Condition(frames=jnp.clip((db + _RANGE_DB) / _RANGE_DB, 0, 1).mT))
         if not self.guess:
             return given
-        S = mel_to_stft(M, **sizes)
-        if isinstance(representation, CompressedStft):
-            shape: dict[str, Any] = dict(n_fft=self.n_fft, hop_length=self.hop_length)
-            start = representation.encode(griffinlim(S, n_iter=self.guess_steps, phase_period=_PERIOD, **shape))
-        else:
-            start = S.mT**representation.exponent
+        start = mel_to_stft(M, **self._sizes(representation)).mT ** representation.exponent
         return given._replace(start=start / self._envelope(representation, given) if self.envelope else start)
 
     def _envelope(self, representation: Any, given: Given) -> Array:
