@@ -465,6 +465,21 @@ def test_reach_of_convnext_is_exact(cycle, expected):
     assert (touched[0], touched[-1]) == (middle - expected // 2, middle + expected // 2)
 
 
+def test_a_convnext_without_time_is_one_at_a_fixed_time():
+    x, t = jax.random.normal(jax.random.key(0), (2, 9, 2)), jnp.array([0.3, 0.3])
+    timed, timeless = small_convnext(), small_convnext(timed=False)
+    params = nnx.to_pure_dict(nnx.state(timed))
+    c = timed.conditioner(t, None, None, None)[0]
+    for modulation in (params["modulation"], params["blocks"]["modulation"]):
+        kernel = modulation.pop("kernel")
+        modulation["bias"] = modulation["bias"] + jnp.einsum("c,...cm->...m", c, kernel)
+    nnx.update(timeless, {name: value for name, value in params.items() if name != "conditioner"})
+    np.testing.assert_allclose(timeless(x, t), timed(x, t), rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(timeless(x, t), timeless(x, 1 - t))
+    with pytest.raises(ValueError, match="timed no: the network would see no class"):
+        small_convnext(timed=False, num_classes=3)
+
+
 def test_even_kernels_are_refused():
     with pytest.raises(ValueError, match="kernel: expected an odd number of taps, got 4; use 5"):
         ConvNeXt(2, kernel=4, rngs=nnx.Rngs(0))

@@ -25,12 +25,11 @@ class Block(nnx.Module):
     """Depthwise convolution and MLP (module docstring). Kernels LeCun normal over their taps, Xavier uniform for the
     MLP, biases zero."""
 
-    def __init__(self, width: int, kernel: int, expansion: int, scale: float, dtype: str, rngs: nnx.Rngs):
+    def __init__(self, width: int, kernel: int, expansion: int, scale: float, dtype: str, timed: bool, rngs: nnx.Rngs):
         xavier: dict[str, Any] = dict(kernel_init=nnx.initializers.xavier_uniform(), rngs=rngs)
         xavier |= layers.linear_options(dtype)
-        zeros = nnx.initializers.zeros_init()
         self.depthwise = nnx.Param(jax.random.normal(rngs.params(), (kernel, width)) / kernel**0.5)
-        self.modulation = nnx.Linear(width, 3 * width, kernel_init=zeros, rngs=rngs)
+        self.modulation = _modulation(3 * width, width, timed, rngs)
         self.mlp_input = nnx.Linear(width, expansion * width, **xavier)
         self.mlp_output = nnx.Linear(expansion * width, width, **xavier)
         self.scale = nnx.Param(jnp.full(width, scale, jnp.float32))
@@ -45,10 +44,31 @@ class Block(nnx.Module):
         return h + (self.scale[...] + gate)[:, None] * x
 
 
+class Constant(nnx.Module):
+    """Modulation that is the same at all times."""
+
+    def __init__(self, size: int):
+        self.bias = nnx.Param(jnp.zeros(size))
+
+    def __call__(self, c: Array) -> Array:
+        return jnp.broadcast_to(self.bias[...], (len(c), self.bias.shape[0]))
+
+
+def _modulation(size: int, width: int, timed: bool, rngs: nnx.Rngs) -> nnx.Module:
+    zeros = nnx.initializers.zeros_init()
+    return nnx.Linear(width, size, kernel_init=zeros, rngs=rngs) if timed else Constant(size)
+
+
+def _none(t: Array, label: Array | None, r: Array | None, rngs: nnx.Rngs | None) -> Array:
+    """The conditioner of a network that sees neither time nor class."""
+    return t
+
+
 class ConvNeXt(layers.FrameNetwork):
     """`depth` blocks of `width` channels on `[batch, frames, features]`; the MLPs are `expansion` times as wide.
 
-    `kernel` taps (odd), with dilations 1, 2, 4 ... 2**(dilation_cycle - 1), repeated. Other options: see `layers`.
+    `kernel` taps (odd), with dilations 1, 2, 4 ... 2**(dilation_cycle - 1), repeated. Not `timed`, it sees neither time
+    nor class, for methods of one pass: a quarter of the weights are not there. Other options: see `layers`.
     """
 
     def __init__(
@@ -60,6 +80,7 @@ class ConvNeXt(layers.FrameNetwork):
         kernel: ranges.Count = 7,
         expansion: ranges.Count = 3,
         dilation_cycle: ranges.Count = 1,
+        timed: bool = True,
         condition_features: int = 0,
         num_classes: int = 0,
         label_dropout: ranges.Share = 0.1,
@@ -74,12 +95,15 @@ class ConvNeXt(layers.FrameNetwork):
             raise ValueError(f"kernel: expected an odd number of taps, got {kernel}; use {kernel + 1}")
         self.kernel, self.remat, self.self_conditioning = kernel, remat, self_conditioning
         self.dilations = tuple(2 ** (i % dilation_cycle) for i in range(depth))
-        self.conditioner = layers.Conditioner(width, num_classes, label_dropout, second_time, rngs=rngs)
+        if not timed and (num_classes or second_time):
+            raise ValueError("timed no: the network would see no class and no second time, which are needed; use yes")
+        conditioner = functools.partial(layers.Conditioner, width, num_classes, label_dropout, second_time, rngs=rngs)
+        self.conditioner = conditioner() if timed else _none
         self.input = nnx.Linear(2 * features if self_conditioning else features, width, rngs=rngs)
         self.condition = nnx.Linear(condition_features, width, rngs=rngs) if condition_features else None
-        make = functools.partial(Block, width, kernel, expansion, 1 / depth, compute_dtype)
+        make = functools.partial(Block, width, kernel, expansion, 1 / depth, compute_dtype, timed)
         self.blocks = layers.stack(make, depth, rngs)
-        self.modulation = nnx.Linear(width, 2 * width, kernel_init=nnx.initializers.zeros_init(), rngs=rngs)
+        self.modulation = _modulation(2 * width, width, timed, rngs)
         self.output = nnx.Linear(width, features, kernel_init=layers.output_init(zero_output), rngs=rngs)
 
     @property
