@@ -86,6 +86,8 @@ CALLS: dict[str, tuple[tuple, dict[str, Any]]] = {
     "true_peak": ((WAVE,), dict()),
     "normalize_loudness": ((WAVE,), RATE),
     "multi_resolution_stft_loss": ((WAVE, WAVE), dict(resolutions=((64, 16, 32),))),
+    "compressed_stft_loss": ((WAVE, WAVE), dict(n_fft=64, hop_length=32)),
+    "speech_loss": ((WAVE, WAVE), dict(n_fft=64, hop_length=32)),
     "mel_loss": ((WAVE, WAVE), dict(n_mels=4, **SIZES)),
     "add_noise": ((WAVE, WAVE, FLOAT), dict()),
     "room_response": ((FLOAT, FLOAT), dict(sr=8000, samples=9, key=KEY)),

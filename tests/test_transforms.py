@@ -84,7 +84,7 @@ NO_TRANSFORM = {
     "sosfilt", "change_speed", "Augmentation", "Mixed", "add_noise", "background_noise", "bit_crush", "clipping",
     "colored_noise", "compose", "equalizer", "frequency_masking", "gain", "high_pass", "low_pass", "mix_up",
     "polarity_inversion", "reverberation", "room_response", "shift", "sometimes", "speed", "time_masking",
-    "mel_loss", "multi_resolution_stft_loss",
+    "mel_loss", "multi_resolution_stft_loss", "compressed_stft_loss", "speech_loss",
 }  # fmt: skip
 
 
