@@ -77,7 +77,7 @@ def work(todo: Sequence[tuple[Path, Path]], do: Callable[[Path, Path], str]) -> 
 
 
 def long_work(todo: Sequence[tuple[Path, Path]], do: Callable[[Path, Path, Callable[[float], None]], str]) -> int:
-    """As `work`, for work that takes long on one file: `do(file, target, tell)` tells which share of it is done."""
+    """This is `work` for what takes long on one file: `do(file, target, tell)` tells which share of it is done."""
     from jaxdiff.data import AudioError
 
     bad = 0

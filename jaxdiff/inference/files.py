@@ -1,4 +1,4 @@
-"""From a sound file to a sound file, of any length at constant memory, with picture and sidecar beside it.
+"""A sound file becomes a sound file, of any length at constant memory, with picture and sidecar beside it.
 
 The result comes from the pipeline in pieces and waits in an unnamed file beside the target until the whole of it is
 known: its loudness and its largest sample make one gain. Then it is written and named, so that what was there before
@@ -31,8 +31,8 @@ _BLOCK = 1 << 16  # samples per channel
 
 
 class Target(NamedTuple):
-    """What to do with the result besides writing it: bring it to `loudness` in LUFS, as far as its true peak stays
-    below `true_peak` in dBTP, and write what was removed to STEM.residual.wav."""
+    """The wishes for a result: `loudness` in LUFS to which it is brought, as far as its true peak stays below
+    `true_peak` in dBTP; with `residual` what was removed is written to STEM.residual.wav."""
 
     loudness: float | None = None
     true_peak: float = -1.0
@@ -40,8 +40,8 @@ class Target(NamedTuple):
 
 
 class Done(NamedTuple):
-    """What became of a file: its `seconds`; the ratio in dB of the result to what was removed, None where one is
-    nothing; LUFS, None where a sound is too short; the gain of the result in dB; what held the gain back."""
+    """The facts of a file that is done: its `seconds`; the ratio in dB of the result to what was removed, None where
+    one is nothing; LUFS, None where a sound is too short; the gain of the result in dB; what held the gain back."""
 
     seconds: float
     snr_db: float | None
@@ -142,8 +142,8 @@ def process_mel(
     tell: Callable[[float], None] = lambda share: None,
     **knobs: Any,
 ) -> tuple[float, str]:
-    """As `process_file`, of the mel spectrogram in a NPY or NPZ file, with 16 bits; the seconds that were made, and
-    what was read and assumed."""
+    """This is `process_file` for the mel spectrogram in a NPY or NPZ file; the WAV has 16 bits. Returned are the
+    seconds that were made, and a sentence on what was read and assumed."""
     mel, facts, pieces = pipeline.mel_in_pieces(file, scale=scale, seed=seed, request=request, **knobs)
     rate, samples = pipeline.sample_rate, mel.samples
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -177,12 +177,12 @@ def process_mel(
 
 
 def _asked(request: Any) -> dict[str, Any]:
-    """What a sidecar says of a user's options."""
+    """The entry of a sidecar that says a user's options."""
     return {"request": dict(vars(request))} if request is not None and vars(request) else {}
 
 
 def _excess_db(wav: Path, peak: float) -> float:
-    """By how much a result of this peak exceeds full scale, which a warning says."""
+    """The decibels by which a result of this peak exceeds full scale, which a warning says."""
     excess_db = 20 * math.log10(max(1.0, peak / FULL_SCALE))
     if excess_db:
         warnings.warn(
@@ -192,7 +192,7 @@ def _excess_db(wav: Path, peak: float) -> float:
 
 
 def _begun(samples: int, shown: int) -> str:
-    """What a picture's title says of a sound of which only the beginning is shown."""
+    """The end of a picture's title, for a sound of which only the beginning is shown."""
     return "" if samples <= shown else f", first {PICTURE_SECONDS:g} s"
 
 
