@@ -12,9 +12,9 @@ from oracles import max_relative
 from jaxdiff.data.files import resample
 from jaxdiff.features import CompressedStft
 from jaxdiff.inference import Pipeline
-from jaxdiff.methods import Model, Regression
+from jaxdiff.methods import Bridge, Model, Regression
 from jaxdiff.methods.method import Sampling
-from jaxdiff.networks import Network
+from jaxdiff.networks import Network, Subband, from_nnx
 from jaxdiff.tasks import Enhance, Given
 from jaxdiff.tasks.enhance import Amount
 from jaxdiff.tasks.mixtures import Mixture
@@ -271,3 +271,21 @@ def test_the_loss_of_a_training_step_compares_the_start_s_improvement():
     assert float(metrics["loss"]) == pytest.approx(float((error**2).mean()), rel=1e-4)
     slope = float((2 * error * given.start).mean())
     assert float(after.params["a"]) == pytest.approx(0.5 - slope, rel=1e-4)
+
+
+@pytest.mark.slow
+def test_a_bridge_trained_at_its_start_alone_is_the_regression():
+    """At t = 1 a bridge of no noise there stands at the noisy features, which is what a regression sees."""
+    representation = CompressedStft(sample_rate=8000, n_fft=64, hop_length=32, exponent=0.3)
+    network = from_nnx(lambda rngs: Subband(66, channels=4, subbands=4, width=4, depth=1, heads=1, rngs=rngs))
+    model = Model(network, representation, Enhance())
+    wave = np.random.default_rng(0).standard_normal((2, 4096)).astype(np.float32)
+    batch = {"wave": wave, "noise": wave[::-1].copy()}
+    params, optimizer, key = network.init(jax.random.key(0)), optax.sgd(0.0), jax.random.key(1)
+    params["output"]["kernel"] *= 300  # an untrained network makes next to nothing
+    losses = []
+    for method in (Regression(), Bridge(at_start=1.0), Bridge()):
+        state = init_state(params, params, optimizer.init(params), key, extra=())
+        losses.append(float(jax.jit(method.make_step(model, optimizer, 1))(state, batch, key)[1]["loss"]))
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    assert abs(losses[2] - losses[0]) > 1e-3 * losses[0]

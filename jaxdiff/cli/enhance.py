@@ -35,8 +35,8 @@ class Enhance(run.Processed):
     streaming: bool = False
     """with a model that sees no later sound, in chunks and at the level that the recording has: what a live stream
     makes of it; its latency is said"""
-    steps: ranges.Index | None = None
-    """sampling steps, 0 is the predictor alone (the configuration's)"""
+    steps: ranges.Count | None = None
+    """sampling steps of a model that samples, as a bridge does (the configuration's)"""
 
     def run(self) -> int:
         if self.true_peak is not None and self.loudness is None:
