@@ -399,7 +399,8 @@ def _network(config: Config, representation: Representation, task: Task) -> Netw
 
 
 def _from_1(tree: dict[str, Any]) -> dict[str, Any]:
-    """Level and polarity were the data's, sampling's names of tasks were nouns, Griffin-Lim drew phases for all frames.
+    """Level and polarity were the data's, sampling's names of tasks were nouns, Griffin-Lim drew phases for all frames
+    and the guess of magnitudes took 50 steps.
 
     A vocoder was trained at `peak_db` and used at the sound's own level, which it keeps.
     """
@@ -409,6 +410,8 @@ def _from_1(tree: dict[str, Any]) -> dict[str, Any]:
     task["kind"] = kinds[task["kind"]]
     if task["kind"] == "generate":
         task |= {"peak_db": peak, "flip_polarity": flip}
+    if task.get("guess"):
+        task["guess_steps"] = 50
     representation = dict(tree["representation"])
     if representation["kind"] in ("log_mel", "magnitude"):
         representation["phase_period"] = None

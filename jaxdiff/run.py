@@ -276,7 +276,7 @@ def run(
         elif t.init is None:
             normalization = _measure(config, corpus)
         else:
-            params, normalization = _begin_with(config, t.init, classes)
+            params, normalization = _begin_with(config, t.init, classes, report)
         shown, failed, memory = config, set(), config.data.memory_mb * 2**20
         if t.sample_every and config.sampling.spacing == "searched":
             report("warning: previews use sampling.spacing uniform, since times are searched for one checkpoint")
@@ -347,8 +347,11 @@ def _check_changes(config: Config, sounds: str, meta: Any, workdir: Path, accept
         report(f"the cosine decay of the learning rate stretches with train.steps and now ends at {config.train.steps}")
 
 
-def _begin_with(config: Config, init: str, classes: tuple[str, ...]) -> tuple[Params, Normalization | None]:
-    """Weights and normalisation of the model `init`; raises ConfigError unless it makes the same kind of sound."""
+def _begin_with(
+    config: Config, init: str, classes: tuple[str, ...], report: Callable[[str], None]
+) -> tuple[Params, Normalization | None]:
+    """Weights and normalisation of the model `init`; raises ConfigError unless it makes the same kind of sound, and
+    reports which options of its task and network differ."""
     there = load(init)
     where = f"train.init {init}: was trained"
     if there.config is None:
@@ -356,9 +359,11 @@ def _begin_with(config: Config, init: str, classes: tuple[str, ...]) -> tuple[Pa
             f"{where} in Python with parts of its own; begin with such weights by jaxdiff.train(params=...)"
         )
     theirs, ours = to_dict(there.config), to_dict(config)
-    for name in ("task", "representation", "normalize", "network"):
-        if theirs[name] != ours[name]:
-            raise ConfigError(f"{where} with {name} {theirs[name]}, here it is {ours[name]}")
+    differ = [name for name in ("task", "representation", "normalize", "network") if theirs[name] != ours[name]]
+    other = {name: f"{where} with {name} {theirs[name]}, here it is {ours[name]}" for name in differ}
+    for name in differ:
+        if name in ("representation", "normalize") or theirs[name]["kind"] != ours[name]["kind"]:
+            raise ConfigError(other[name])
     if (there.sample_rate, there.classes) != (config.data.sample_rate, classes):
         raise ConfigError(
             f"{where} at {there.sample_rate} Hz on classes {there.classes}, here are {config.data.sample_rate} Hz and "
@@ -366,11 +371,17 @@ def _begin_with(config: Config, init: str, classes: tuple[str, ...]) -> tuple[Pa
         )
     expected = configuration.model(config, classes, None).network.shapes()
     if jax.tree.map(jnp.shape, there.params) != jax.tree.map(jnp.shape, expected):
+        if "network" in other:
+            raise ConfigError(other["network"])
         kinds = (tree["method"]["kind"] for tree in (theirs, ours))
         raise ConfigError(
             "train.init {}: method {} has other weights than method {}; jumps are learned by method shortcut "
             "(method.jumps)".format(init, *kinds)
         )
+    before = dict(flatten(there.config))
+    for key, value in flatten(config):
+        if key.partition(".")[0] in other and before.get(key) != value:
+            report(f"{init} was trained with {key} {before.get(key)}, here it is {value}")
     r = there.model.representation
     return there.params, r.normalization if isinstance(r, Normalized) else None
 

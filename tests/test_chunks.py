@@ -1,7 +1,9 @@
 """Sounds of any length, rate and number of channels: one program, constant memory, no seam."""
 
+import functools
 import subprocess
 import sys
+import threading
 from dataclasses import dataclass
 
 import jax
@@ -77,6 +79,27 @@ def test_a_long_sound_is_what_the_whole_at_once_would_be(representation, monkeyp
     whole = pipeline(y, sr=8000).waves[0]
     assert made.shape == y.shape
     assert below(made, whole, 1000) < -60
+
+
+def test_calls_are_made_ahead_and_give_their_results_in_order():
+    begun, meeting = [], threading.Barrier(2, timeout=20)
+
+    def call(i: int) -> int:
+        begun.append(i)
+        if i:
+            meeting.wait()  # passes when two are at work at once
+        return i
+
+    results = chunks.ahead(functools.partial(call, i) for i in range(7))
+    assert next(results) == 0 and begun == [0]
+    assert list(results) == [1, 2, 3, 4, 5, 6]
+    assert list(chunks.ahead([])) == []
+
+    def fail() -> int:
+        raise OSError("no more")
+
+    with pytest.raises(OSError, match="no more"):
+        list(chunks.ahead([lambda: 0, lambda: 1, fail, lambda: 3]))
 
 
 def test_twenty_lengths_compile_once():

@@ -16,7 +16,7 @@ from jaxdiff.cli.main import main
 from jaxdiff.config import from_dict, model
 from jaxdiff.data import read_audio
 from jaxdiff.features import integrated_loudness, true_peak
-from jaxdiff.inference import export, load, pictures
+from jaxdiff.inference import export, load, pictures, sounds
 from jaxdiff.inference import files as inference_files
 from jaxdiff.inference import pipeline as module
 from jaxdiff.inference.files import Target, process_file
@@ -155,6 +155,24 @@ def test_loudness_is_reached_as_far_as_the_true_peak_allows(wanted, limit, held,
     np.testing.assert_allclose(np.asarray(made).T + rest, gain * y, atol=2e-3 * gain)  # gain_db has two digits
 
 
+@pytest.mark.slow
+def test_steps_are_those_after_the_first_estimate(tmp_path, capsys):
+    tree = {**CONFIG, "method": {"kind": "bridge"}, "network": {**CONFIG["network"], "heads": 2}}
+    config = from_dict(tree)
+    params = model(config, (), None).network.init(jax.random.key(0))
+    bridge = pipeline_of(config, (), params, None, step=1, fingerprint="f" * 64)
+    weights = export(bridge, tmp_path / "bridge.safetensors")
+    soundfile.write(tmp_path / "a.wav", noisy(3000), 8000)
+    for refining in (0, 2):
+        out = tmp_path / str(refining)
+        code, _, error = enhance(capsys, tmp_path / "a.wav", "--model", weights, "--out", out, "--steps", refining)
+        assert (code, error) == (0, "")
+        assert json.loads((out / "a.json").read_text())["steps"] == 1 + refining
+        np.testing.assert_allclose(
+            soundfile.read(out / "a.wav")[0], load(weights)(tmp_path / "a.wav", steps=1 + refining).waves[0], atol=1e-4
+        )
+
+
 def test_silence_has_no_loudness_to_raise(weights, tmp_path, capsys):
     soundfile.write(tmp_path / "a.wav", np.zeros(8000), 8000)
     code, said, error = enhance(
@@ -192,7 +210,7 @@ def test_mistakes_are_said_before_any_work(weights, tmp_path, capsys):
         ("--max-reduction: expected above 0", [file, "--model", weights, "--out", out, "--max-reduction", 0]),
         ("--true-peak: is a limit to --loudness", [file, "--model", weights, "--out", out, "--true-peak", -1]),
         ("--device tpu: jax finds no such device", [file, "--model", weights, "--out", out, "--device", "tpu"]),
-        ("steps: method Regression has no such option", [file, "--model", weights, "--out", out, "--steps", 2]),
+        ("makes one estimate and has no steps", [file, "--model", weights, "--out", out, "--steps", 2]),
     ]:  # fmt: skip
         code, _, error = enhance(capsys, *arguments)
         assert (code, sentence in error) == (2, True), error
@@ -244,7 +262,7 @@ def test_pieces_are_what_the_whole_at_once_would_be(rate, tmp_path, monkeypatch)
     whole = pipeline(y, sr=rate).waves[0]
     pipeline.window_seconds = 1.5
     monkeypatch.setattr(module, "OVERLAP_SECONDS", 0.5)
-    monkeypatch.setattr(module, "PIECE_SECONDS", 1.0)
+    monkeypatch.setattr(sounds, "PIECE_SECONDS", 1.0)
     soundfile.write(tmp_path / "a.wav", y.T, rate, subtype="FLOAT")
     facts, pieces = pipeline.in_pieces(tmp_path / "a.wav")
     given, made = (np.concatenate(parts, axis=-1) for parts in zip(*pieces, strict=True))

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 from oracles import max_relative
 
-from jaxdiff.networks import Condition, Subband, count_params
+from jaxdiff.networks import Condition, Subband, count_params, subband
 
 FAST_COMPILE = {"xla_backend_optimization_level": 0}  # these programs run once: compiling them is the cost
 SIZES = dict(channels=5, subbands=3, width=4, depth=2, heads=2)
@@ -99,13 +99,13 @@ def mixed(mix, h):
     return h + silu(out)
 
 
-def one_way(x, U, bias):
+def one_way(x, U, bias, kept=1.0):
     """The states [frames, width] of one subband; `x` holds what the gates see of the input."""
     width, out = len(U), []
     h = np.zeros(width)
     for x_n in x:
         r = sigmoid(x_n[:width] + h @ U[:, :width])
-        z = sigmoid(x_n[width : 2 * width] + h @ U[:, width : 2 * width])
+        z = kept * sigmoid(x_n[width : 2 * width] + h @ U[:, width : 2 * width])
         n = np.tanh(x_n[2 * width :] + r * (h @ U[:, 2 * width :] + bias))
         h = (1 - z) * n + z * h
         out.append(h)
@@ -122,7 +122,7 @@ def recurrent(block, g, c):
         ways = []
         for way, (U, bias) in enumerate(zip(f64(block.gru_state), f64(block.gru_bias), strict=True)):
             turn = slice(None, None, -1 if way else 1)
-            ways.append(one_way(x[turn, k, 3 * width * way : 3 * width * (way + 1)], U, bias)[turn])
+            ways.append(one_way(x[turn, k, 3 * width * way : 3 * width * (way + 1)], U, bias, block.kept)[turn])
         out.append(affine(block.gru_output, np.concatenate(ways, -1)))
     return g + np.stack(out, 1)
 
@@ -180,9 +180,10 @@ def reference(network, x, t, y=None):
     return np.array(out)
 
 
-@pytest.mark.parametrize("bidirectional", [False, True])
-def test_subband_equals_its_equations(bidirectional):
-    network = small(bidirectional=bidirectional)
+@pytest.mark.parametrize(("bidirectional", "memory"), [(False, None), (True, None), (True, 0.7)])
+def test_subband_equals_its_equations(bidirectional, memory):
+    network = small(bidirectional=bidirectional, memory=memory)
+    assert network.blocks[0].kept == (1.0 if memory is None else pytest.approx(np.exp(-1 / 0.7)))
     both = call(network, X, TIME, BOTH)
     for i in range(2):
         x, y = np.asarray(X[i], np.float64), np.asarray(Y[i], np.float64)
@@ -232,6 +233,28 @@ def test_chunks_with_carried_state_are_the_whole(chunk):
     assert max_relative(state, end) <= 1e-5
     forgetful = call(network, X[:, -chunk:], TIME, Condition(estimate=Y[:, -chunk:]), jnp.zeros_like(end))
     assert max_relative(forgetful, whole[:, -chunk:]) > 1e-3  # so that the state was needed
+
+
+def test_many_frames_in_blocks_are_the_whole():
+    network, frames = small(bidirectional=False), 8 * subband._BLOCK + 5
+    x = normal(3, 2, frames, 2 * BINS)
+    made, state = carry(network, x, TIME)
+    parts = []
+    before = jnp.zeros_like(state)
+    for n in range(0, frames, 100):  # fewer than are cut into blocks
+        out, before = carry(network, x[:, n : n + 100], TIME, Condition(), before)
+        parts.append(out)
+    assert made.shape == x.shape
+    assert max_relative(made, jnp.concatenate(parts, 1)) <= 1e-5
+
+
+def test_with_a_memory_the_past_is_forgotten():
+    """A state that only the update gate holds is an e-th of itself after `memory` frames, whatever the gate says."""
+    block = subband._Block(1, 4, 1, False, 5.0, nnx.Rngs(0))
+    block.gru_state[...] = jnp.zeros_like(block.gru_state[...])
+    x = jnp.zeros((1, 20, 1, 12)).at[..., 4:8].set(30.0)  # an update gate that would keep everything
+    states, _ = block._gru(x, jnp.ones((1, 1, 4)))
+    np.testing.assert_allclose(states[0, :, 0, 0], np.exp(-np.arange(1, 21) / 5), rtol=1e-5)
 
 
 @pytest.mark.slow

@@ -35,8 +35,9 @@ class Enhance(run.Processed):
     streaming: bool = False
     """with a model that sees no later sound, in chunks and at the level that the recording has: what a live stream
     makes of it; its latency is said"""
-    steps: ranges.Count | None = None
-    """sampling steps of a model that samples, as a bridge does (the configuration's)"""
+    steps: ranges.Index | None = None
+    """steps of diffusion that refine the model's first estimate, 0 for that alone; above 0 the model must be a bridge
+    (the configuration's)"""
 
     def run(self) -> int:
         if self.true_peak is not None and self.loudness is None:
@@ -52,7 +53,11 @@ class Enhance(run.Processed):
         request = Task.Request(strength=self.strength, max_reduction=self.max_reduction)
         if self.streaming:
             print(f"{name}: {pipeline.stream(request).latency}")
-        options: dict[str, Any] = dict(aim=aim, request=request, steps=self.steps, streaming=self.streaming)
+        options: dict[str, Any] = dict(aim=aim, request=request, streaming=self.streaming)
+        if "steps" in pipeline.method.knobs and self.steps is not None:
+            options["steps"] = 1 + self.steps  # the first gives the first estimate
+        elif self.steps:
+            raise ValueError(f"--steps {self.steps}: {name} makes one estimate and has no steps; leave --steps away")
         return run.process(pipeline, jobs, replace(self, model=name), told, **options)
 
 

@@ -5,7 +5,10 @@ ends; neighbours are joined by a short cross-fade in the middle of their overlap
 a function of the place in the sound, not in the window, so that neighbours make the same sound where they overlap.
 """
 
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +18,8 @@ from jaxtyping import Array, Float, Int, Key
 
 from jaxdiff.diffusion import noise
 
+_AT_ONCE = 2  # windows: a program leaves much of a second core idle, and an accelerator while results are fetched
+_T = TypeVar("_T")
 _LATER = 0x6C617465  # sets these keys apart from those that samplers fold with the number of a step
 
 
@@ -37,9 +42,9 @@ def cut(wave: Float[np.ndarray, "... samples"], start: int, window: int) -> Floa
 def join(
     whole: Float[np.ndarray, "... samples"], piece: Float[np.ndarray, "... window"], start: int, overlap: int
 ) -> None:
-    """Put a window in its place of `whole`, after those before it: a raised-cosine cross-fade over a quarter of the
+    """Put a window in its place of `whole`, after those before it: a raised-cosine cross-fade over an eighth of the
     `overlap`, in its middle."""
-    fade = overlap // 4 if start else 0
+    fade = overlap // 8 if start else 0
     low = start + (overlap - fade) // 2 if start else 0
     piece = piece[..., low - start :][..., : max(0, whole.shape[-1] - low)]
     ramp = np.ones(piece.shape[-1], np.float32)
@@ -76,6 +81,22 @@ def groups(jobs: list, size: int) -> Iterator[list]:
     """Jobs `size` at a time."""
     for first in range(0, len(jobs), size):
         yield jobs[first : first + size]
+
+
+def ahead(calls: Iterable[Callable[[], _T]]) -> Iterator[_T]:
+    """The results of calls, in order: of the first alone, which may have to compile, and then of two at once."""
+    calls = iter(calls)
+    if (first := next(calls, None)) is None:
+        return
+    yield first()
+    waiting: deque[Future[_T]] = deque()
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        for call in calls:
+            waiting.append(pool.submit(call))
+            if len(waiting) > _AT_ONCE:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 class Passing:

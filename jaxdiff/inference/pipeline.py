@@ -18,7 +18,6 @@ import numpy as np
 from jaxtyping import Array
 
 from jaxdiff.config import Config, ConfigError
-from jaxdiff.data.files import audio_blocks, audio_info
 from jaxdiff.diffusion import noise, spaced_times
 from jaxdiff.features import Normalized
 from jaxdiff.methods import Autoregression, Method, Model, Sampling
@@ -26,21 +25,18 @@ from jaxdiff.methods.method import SpacingName
 from jaxdiff.networks import Params, Summary, summarize
 from jaxdiff.tasks import Batch, Known, Vocode
 
-from . import chunks
+from . import chunks, sounds
 from .mels import Mel, MelScale, read_mel
 from .outputs import Output
-from .streaming import SoundStream, enhanced_blocks, sound_stream
+from .sounds import Sound
+from .streaming import SoundStream, sound_stream
 from .times import read_times
 
 MAX_BATCH = 16
 MAX_SECONDS = 4 * 3600.0
-OVERLAP_SECONDS = 2.0  # of two windows of a sound that is worked on, and at least ...
+WINDOW_SECONDS = 12.8
+OVERLAP_SECONDS = 2.56  # of two windows of a sound that is worked on, and at least ...
 OVERLAP_FRAMES = 128  # ... that many frames: Griffin-Lim is heard over 28 and a network of eight layers over 24
-PIECE_SECONDS = 16.0  # of what `in_pieces` gives at once
-CONTEXT_SECONDS = 1.0  # that a task's `restore` sees on both sides of a piece
-GRID_HZ = 50  # what `restore` sees begins at a multiple of round(rate / 50) samples, on which its frames may rely
-
-Sound = np.ndarray | str | Path
 
 
 class _Asked(NamedTuple):
@@ -67,7 +63,7 @@ class Pipeline:
         params: Params,
         *,
         seconds: float = 1.0,
-        window_seconds: float = 8.0,
+        window_seconds: float = WINDOW_SECONDS,
         sampling: Sampling = Sampling(),
         config: Config | None = None,
         step: int = 0,
@@ -115,14 +111,13 @@ class Pipeline:
         if sound is None:
             count, seconds = 1 if count is None else count, self.seconds if seconds is None else seconds
             return self._generate(count, seconds, labels, seed, asked, facts)
-        sounds = [sound] if isinstance(sound, np.ndarray | Array | str | Path) else sound
+        several = [sound] if isinstance(sound, np.ndarray | Array | str | Path) else sound
         made, rates, about = [], [], []
-        for i, one in enumerate(sounds):
-            blocks, rate, shape = self._read(one, sr)
-            pieces = [piece for _, piece in self._process(blocks, rate, seed, i, asked)]
-            whole = np.concatenate(pieces, axis=-1)
-            made.append(whole if len(shape) == 2 else whole[0])
-            rates.append(rate)
+        for i, one in enumerate(several):
+            source = sounds.read(one, sr, self.sample_rate)
+            whole = np.concatenate([piece for _, piece in self._process(source, seed, i, asked)], axis=-1)
+            made.append(whole if len(source.shape) == 2 else whole[0])
+            rates.append(source.rate)
             about.append({**facts, "item": i, "source": str(one) if isinstance(one, str | Path) else None})
         return Output(made, rates, about)
 
@@ -133,10 +128,10 @@ class Pipeline:
         of it, both [channels, samples], piece by piece: memory does not grow with the length of the file, which is read
         twice."""
         asked, facts = self._asked(True, seed, request, knobs)
-        blocks, rate, _ = self._read(file, None)
         stream = self.stream(request) if streaming else None
         facts |= {} if stream is None else {"streaming": True, "latency_seconds": stream.latency_seconds}
-        return {**facts, "item": 0, "source": str(file)}, self._process(blocks, rate, seed, 0, asked, stream)
+        pieces = self._process(sounds.read(file, None, self.sample_rate), seed, 0, asked, stream)
+        return {**facts, "item": 0, "source": str(file)}, pieces
 
     def stream(self, request: Any = None) -> SoundStream:
         """Enhancement of sound that arrives in chunks, by a network that sees no later frames: see `SoundStream`.
@@ -310,61 +305,10 @@ class Pipeline:
             return Known(known, place < 0)
         return Known(known.at[:, :shared].set(x0[:, frames - shared :]), (place >= r.edge) & (place < shared - r.edge))
 
-    def _read(self, sound: Sound, sr: float | None) -> tuple[Callable[[], Iterator[np.ndarray]], float, tuple]:
-        """A function that gives the blocks [channels, samples] of a sound, its rate, and the shape of the whole."""
-        if isinstance(sound, str | Path):
-            info = audio_info(Path(sound))
-            shape = (info.samples,) if info.channels == 1 else (info.channels, info.samples)
-            return lambda: (block.T for block in audio_blocks(Path(sound))), info.sample_rate, shape
-        wave = np.asarray(sound)
-        if wave.ndim not in (1, 2) or not np.issubdtype(wave.dtype, np.floating) or 0 in wave.shape:
-            raise ConfigError(
-                f"sound: expected floats [samples] or [channels, samples], got {wave.dtype} {list(wave.shape)}"
-            )
-        if not np.isfinite(wave).all():
-            raise ConfigError("sound: holds samples that are not finite numbers")
-        if sr is None:
-            raise ConfigError(f"sr: say the sample rate of the array in Hz, for example sr={self.sample_rate}")
-        return lambda: chunks.blocks(np.atleast_2d(wave).astype(np.float32, copy=False)), sr, wave.shape
-
-    def _process(self, blocks, rate, seed, item, asked, stream=None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def _process(self, source, seed, item, asked, stream=None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """A sound and what the task, or a stream, makes of it, in pieces; all channels draw the same noise."""
-        sr, length, peak, channels = self.sample_rate, 0, 0.0, 1
-        for y in chunks.resampled(blocks(), rate, sr):
-            channels, length, peak = len(y), length + y.shape[-1], max(peak, float(np.abs(y).max(initial=0)))
-        sound, made = chunks.Passing(channels), chunks.Passing(channels)
-
-        def heard() -> Iterator[np.ndarray]:
-            for block in blocks():
-                sound.add(block)
-                yield block
-
-        def restored(start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-            low, high = max(0, start - context), min(sound.end, stop + context)
-            given, inner = sound.part(low, high), slice(start - low, stop - low)
-            out = self.model.task.restore(given, made.part(low, high), rate, sr, asked.request)
-            sound.forget(stop - context)
-            made.forget(stop - context)
-            return given[:, inner], np.asarray(out[:, inner], np.float32)
-
-        length = max(length, 1)  # a sound may be shorter than a sample of this rate
-        if stream is None:
-            gain, passing = float(self.model.task.gain(peak)), chunks.Passing(channels)
-            take = _sound_windows(chunks.resampled(heard(), rate, sr), passing, gain)
-            windows = (part / gain for part in self._windows(take, length, channels, seed, item, asked))
-        else:
-            windows = enhanced_blocks(stream, chunks.resampled(heard(), rate, sr), length)
-        grid, start = max(1, round(rate / GRID_HZ)), 0
-        size, context = (round(seconds * GRID_HZ) * grid for seconds in (PIECE_SECONDS, CONTEXT_SECONDS))
-        for out in chunks.resampled(windows, sr, rate):
-            made.add(out)
-            while min(sound.end, made.end) >= start + size + context:
-                yield restored(start, start + size)
-                start += size
-        while start < sound.end:
-            stop = min(start + size, sound.end)
-            yield restored(start, stop)
-            start = stop
+        windows = functools.partial(self._windows, seed=seed, item=item, asked=asked)
+        return sounds.processed(source, self.model.task, asked.request, self.sample_rate, windows, stream)
 
     def _windows(self, take, length, channels, seed, item, asked) -> Iterator[np.ndarray]:
         """The result [channels, samples] at the model's rate, `length` in all, window by window; `take(start, window)`
@@ -383,16 +327,21 @@ class Pipeline:
         ]
         size = 1 if jax.default_backend() == "cpu" else min(MAX_BATCH, 1 << (len(jobs) - 1).bit_length())
         keys = _item_keys(jax.random.key(seed), np.full(size, item))
+
+        def calls() -> Iterator[Callable[[], tuple[list, np.ndarray]]]:
+            for group in chunks.groups(jobs, size):
+                full = group + group[-1:] * (size - len(group))
+                taken = {start: take(start, window) for start in dict.fromkeys(start for _, start, _ in group)}
+                names = taken[group[0][1]]
+                batch = {name: np.stack([taken[start][name][c] for _, start, c in full]) for name in names}
+                batch["label"] = np.full(size, -1, np.int32)
+                number = np.array([n for n, *_ in full], np.int32)
+                first = np.array([start for _, start, _ in full], np.int32) // r.hop_length
+                inputs = (batch, keys, number, first, ())
+                yield lambda group=group, inputs=inputs: (group, np.asarray(program(self.params, *inputs)[0]))
+
         begin, open_ = 0, np.zeros((channels, advance + window), np.float32)  # what later windows may still change
-        for group in chunks.groups(jobs, size):
-            full = group + group[-1:] * (size - len(group))
-            taken = {start: take(start, window) for start in dict.fromkeys(start for _, start, _ in group)}
-            names = taken[group[0][1]]
-            batch = {name: np.stack([taken[start][name][c] for _, start, c in full]) for name in names}
-            batch["label"] = np.full(size, -1, np.int32)
-            number = np.array([n for n, *_ in full], np.int32)
-            first = np.array([start for _, start, _ in full], np.int32) // r.hop_length
-            waves = np.asarray(program(self.params, batch, keys, number, first, ())[0])
+        for group, waves in chunks.ahead(calls()):
             for (_, start, channel), made in zip(group, waves, strict=False):
                 if start > begin + advance:
                     yield open_[:, :advance]
@@ -452,18 +401,6 @@ class Pipeline:
             inputs = (jax.eval_shape(self.method.distribution().encode, batch["wave"]), given.cond)
         rate, network = frames / samples * self.sample_rate, self.model.network.module(self.params)
         return summarize(network, representation.channels, frames, rate, given.cond, inputs=inputs)
-
-
-def _sound_windows(blocks: Iterator[np.ndarray], heard: chunks.Passing, gain: float) -> Callable[[int, int], Batch]:
-    """`take` of `_windows` for a sound in blocks [channels, samples]; they pass through `heard`."""
-
-    def take(start: int, window: int) -> Batch:
-        while heard.end < start + window and (block := next(blocks, None)) is not None:
-            heard.add(block)
-        heard.forget(start)
-        return {"wave": gain * heard.part(start, start + window)}
-
-    return take
 
 
 @jax.jit

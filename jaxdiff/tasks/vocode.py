@@ -45,7 +45,8 @@ class Vocode(Task):
     condition lies in [0, 1]. With `envelope` features are divided by what the condition tells of their magnitudes, so
     that the network sees and makes numbers of unit size, and noise is shaped as the sound is (PriorGrad, Lee et al.
     2022, for the mel's energy). With `guess` sampling begins at the magnitudes of the inverted mel, in the `magnitude`
-    representation's power, for a network to improve.
+    representation's power, for a network to improve: after `guess_steps` steps of non-negative least squares, of which
+    50 gain nothing in PESQ over 8.
     """
 
     needs_sound: ClassVar[bool] = True
@@ -57,6 +58,7 @@ class Vocode(Task):
     fmax: ranges.Positive | None = None
     envelope: bool = False
     guess: bool = False
+    guess_steps: ranges.Count = 8
     peak_db: Level = None
 
     def check(self, representation: Representation) -> None:
@@ -122,7 +124,7 @@ class Vocode(Task):
         given = Given(Condition(frames=jnp.clip((db + _RANGE_DB) / _RANGE_DB, 0, 1).mT))
         if not self.guess:
             return given
-        start = mel_to_stft(M, **self._sizes(representation)).mT ** representation.exponent
+        start = mel_to_stft(M, n_iter=self.guess_steps, **self._sizes(representation)).mT ** representation.exponent
         return given._replace(start=start / self._envelope(representation, given) if self.envelope else start)
 
     def _envelope(self, representation: Any, given: Given) -> Array:
