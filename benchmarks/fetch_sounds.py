@@ -7,7 +7,8 @@ ffmpeg. Into FOLDER go
 
     voices/{train,train_noisy,tune,test}/VOICE/*.flac   speech, a folder per speaker as far as that is known
     noise/{train,tune,test}/SOURCE/*.flac               noises and ambiences, split by kind
-    music/{train,tune,test}/SOURCE/*.flac               at most 90 seconds from the middle of each piece
+    music/{train,tune,test}/SOURCE/*.flac               at most 90 seconds from the middle of each piece; those for
+                                                        training also stand in noise/train/music-SOURCE
 
 A voice for training whose pauses are less than 28 dB below its speech goes to `train_noisy`: it serves as babble or for
 variety, but not as a target of enhancement; voices/floors/VOICE.tsv gives the level of the pauses in each recording, in
@@ -399,6 +400,10 @@ def fetch(source: Source, packages: Packages, folder: Path) -> list[Row]:
         target = folder / source.kind / placed / source.name
         target.parent.mkdir(parents=True, exist_ok=True)
         (partial / split).rename(target)
+        if (source.kind, split) == ("music", "train"):
+            among = folder / "noise" / split / f"music-{source.name}"
+            shutil.rmtree(among, ignore_errors=True)
+            shutil.copytree(target, among)
         minutes = writer.seconds[split] / 60
         rows.append(Row(f"{source.kind}/{placed}", source.name, writer.files[split], minutes, floor, percentile))
     shutil.rmtree(partial, ignore_errors=True)

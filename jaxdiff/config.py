@@ -47,6 +47,7 @@ class Data:
     sample_rate: ranges.Rate = 16_000  # Hz
     seconds: Annotated[float, Interval(gt=0, le=3600)] = 1.0  # length of a crop
     crop: Literal["random", "start"] = "random"
+    evenness: ranges.Share = 0.0  # 0: every recording is heard as often, 1: every class, and folder of what is drawn
     channels: Literal["mix", "left", "right"] = "mix"
     speed: Annotated[float, Interval(ge=0, le=2)] = 0.0  # play crops up to this many octaves slower or faster
     memory_mb: ranges.Index = 512  # a corpus that fits is decoded once and kept; 0: files are read again for every crop

@@ -278,6 +278,7 @@ def run(
         else:
             params, normalization = _begin_with(config, t.init, classes, report)
         shown, failed, memory = config, set(), config.data.memory_mb * 2**20
+        evenness = config.data.evenness
         if t.sample_every and config.sampling.spacing == "searched":
             report("warning: previews use sampling.spacing uniform, since times are searched for one checkpoint")
             shown = replace(config, sampling=replace(config.sampling, spacing="uniform"))
@@ -298,7 +299,9 @@ def run(
             return _train(
                 configuration.model(config, classes, normalization),
                 method,
-                lambda start: batches(corpus, crop, t.batch, t.seed, start=start, memory=memory, further=further),
+                lambda start: batches(
+                    corpus, crop, t.batch, t.seed, start=start, memory=memory, further=further, evenness=evenness
+                ),
                 t,
                 None,
                 params,
@@ -399,7 +402,7 @@ def _measure(config: Config, corpus: Corpus) -> Normalization | None:
     if not config.normalize.enabled:
         return None
     size, representation = 16, config.representation
-    raw = batches(corpus, configuration.crop(config), size, config.train.seed)
+    raw = batches(corpus, configuration.crop(config), size, config.train.seed, evenness=config.data.evenness)
     count = max(1, config.normalize.crops // size)
     waves = (next(raw)["wave"] for _ in range(count))
     encode = lambda wave: representation.encode(config.task.leveled(wave))  # noqa: E731

@@ -170,7 +170,7 @@ def test_longer_sounds_continue_the_shorter(method, representation):
     assert np.abs(np.corrcoef(five[window : 2 * window], five[:window])[0, 1]) < 0.2  # new sound, not a loop
 
 
-TEN_MINUTES = """
+FIVE_MINUTES = """
 import resource, sys
 import numpy as np
 sys.path.insert(0, {tests!r})
@@ -178,19 +178,19 @@ from test_chunks import vocoder, sound
 pipeline = vocoder()
 pipeline(sound(80_000), sr=8000)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-made = pipeline(sound(8000 * 600), sr=8000).waves[0]
-assert made.shape == (4_800_000,) and np.isfinite(made).all()
+made = pipeline(sound(8000 * 300), sr=8000).waves[0]
+assert made.shape == (2_400_000,) and np.isfinite(made).all()
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 """
 
 
 @pytest.mark.slow
-def test_ten_minutes_take_constant_memory():
+def test_five_minutes_take_constant_memory():
     """What grows are the sound itself and its result; ru_maxrss is in KiB on Linux."""
     tests = str(__file__).rsplit("/", 1)[0]
-    done = subprocess.run([sys.executable, "-c", TEN_MINUTES.format(tests=tests)], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", FIVE_MINUTES.format(tests=tests)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert float(done.stdout) < 200
+    assert float(done.stdout) < 100
 
 
 def test_a_module_s_window_is_a_multiple_of_what_must_divide_it():

@@ -145,3 +145,22 @@ def test_a_drawn_sound_that_goes_bad_is_replaced_and_listed_in_its_corpus(folder
         assert all(np.abs(next(made)["noise"]).max(-1).all() for _ in range(8))
     assert [line.partition(": ")[2] for line in noise.rejected] == ["no such file"]
     assert not wave.rejected
+
+
+@pytest.mark.parametrize(("evenness", "rare"), [(0.0, 1 / 17), (0.5, 1 / 5), (1.0, 1 / 2)])
+def test_a_class_of_few_recordings_is_heard_as_often_as_wanted(tmp_path, evenness, rare):
+    """Of 16 recordings and one, in the corpus and in what is drawn beside it."""
+    for i in range(16):
+        write(tmp_path / "often" / f"{i}.wav", np.full(100, 0.1))
+    write(tmp_path / "rare" / "0.wav", np.full(100, 0.5))
+    both = open_corpus(str(tmp_path))
+    more = Further({"other": both})
+    made = batches(both, Crop(100, RATE), 100, 0, further=more, evenness=evenness)
+    later = batches(both, Crop(100, RATE), 100, 0, start=5, further=more, evenness=evenness)
+    seen = [next(made) for _ in range(20)]
+    for name in ("wave", "other"):
+        share = np.mean([(batch[name][:, 0] > 0.3).mean() for batch in seen])
+        assert share == pytest.approx(rare, abs=4 * (rare * (1 - rare) / 2000) ** 0.5)
+    for name, sounds in next(later).items():
+        np.testing.assert_array_equal(sounds, seen[5][name])
+    assert evenness == 0 or np.mean([(b["wave"][:, 0] > 0.3) == (b["other"][:, 0] > 0.3) for b in seen]) < 0.9

@@ -20,8 +20,8 @@ class Enhance(run.Processed):
     before and after as PNG, and JSON sidecar each."""
 
     model: Path | None = None
-    """work directory of a run, an exported file, or the name of a shipped model (denoise-16k, and with --streaming
-    denoise-16k-streaming)"""
+    """work directory of a run, an exported file, or the name of a shipped model (denoise-16k; with --streaming
+    denoise-16k-streaming, with --steps above 0 denoise-16k-bridge)"""
     strength: ranges.Share = 1.0
     """0 gives the recording back, 1 all that the model makes"""
     max_reduction: ranges.Positive | None = None
@@ -44,7 +44,8 @@ class Enhance(run.Processed):
             raise ValueError("--true-peak: is a limit to --loudness; give both")
         ends = (*run.ENDS, ".residual.wav") if self.residual else run.ENDS
         jobs = files.jobs(self.files, self.out, ends, self.overwrite)
-        name = Path("denoise-16k-streaming" if self.streaming else "denoise-16k") if self.model is None else self.model
+        usual = "denoise-16k-streaming" if self.streaming else "denoise-16k-bridge" if self.steps else "denoise-16k"
+        name = Path(usual) if self.model is None else self.model
         pipeline = run.load(name, None, self.device, "enhance")
         from jaxdiff.inference.files import Target  # jax is imported by now
         from jaxdiff.tasks import Enhance as Task

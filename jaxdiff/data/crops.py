@@ -1,15 +1,17 @@
 """Corpora become batches of raw crops: a Grain pipeline whose batch is a function of (seed, step) alone.
 
-Each epoch is a new permutation of the recordings. A crop starts at a random place of a long recording ("random") or
-at its beginning ("start": one-shots, whose onset matters) and is zero-padded when the recording is shorter. Beside its
-wave an example may hold further sounds by name: crops of a recording drawn from another corpus (noise, rooms), or the
-same place of the recording's partner (a target). A corpus that fits in memory is decoded once. What can run on the
-device (level, features, noise) is left to the training step.
+Each epoch is a new permutation of the recordings; where classes are to be heard more evenly, recordings are drawn. A
+crop starts at a random place of a long recording ("random") or at its beginning ("start": one-shots, whose onset
+matters) and is zero-padded when the recording is shorter. Beside its wave an example may hold further sounds by name:
+crops of a recording drawn from another corpus (noise, rooms), or the same place of the recording's partner (a
+target). A corpus that fits in memory is decoded once. What can run on the device (level, features, noise) is left to
+the training step.
 """
 
+import collections
 import functools
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -109,6 +111,15 @@ def _partners(corpus: Corpus, other: Corpus) -> dict[Path, Path]:
     return pairs
 
 
+def _drawer(recordings: Sequence[Recording], evenness: float) -> Callable[[np.random.Generator], int]:
+    """Draws the index of a recording, each label's in proportion to their number to the power of 1 - `evenness`."""
+    if not evenness:
+        return lambda rng: int(rng.integers(len(recordings)))
+    counts = collections.Counter(r.label for r in recordings)
+    total = np.cumsum([counts[r.label] ** -evenness for r in recordings])
+    return lambda rng: int(np.searchsorted(total[:-1], rng.uniform(0, total[-1]), side="right"))
+
+
 def batches(
     corpus: Corpus,
     crop: Crop,
@@ -119,13 +130,16 @@ def batches(
     process: tuple[int, int] = (0, 1),
     memory: float = 0,
     further: Further = Further(),
+    evenness: float = 0.0,
 ) -> Iterator[Sounds]:
     """Endless batches from step `start` on; reading and resampling run ahead in threads.
 
     Batch k is the same whether the iterator began at 0 or at k. `process` (index, count) gives each host its share of
-    the recordings, kept decoded when `memory` bytes hold them all. In place of a recording that turns out damaged or
-    gone another is drawn, the same each time; it is warned of and goes into `rejected` of its corpus. Raises AudioError
-    when these become more than a tenth, or a recording has no partner in a paired corpus.
+    the recordings, kept decoded when `memory` bytes hold them all. A class, or a sub-folder of a drawn corpus, of n
+    recordings is heard in proportion to n^(1 - evenness): with 1 all of them equally often. In place of a recording
+    that turns out damaged or gone another is drawn, the same each time; it is warned of and goes into `rejected` of
+    its corpus. Raises AudioError when these become more than a tenth, or a recording has no partner in a paired
+    corpus.
     """
     import grain  # takes half a second, which an error in a configuration need not wait for
 
@@ -135,6 +149,8 @@ def batches(
     fits = 4 * crop.sample_rate * (corpus.seconds + further.seconds) / process[1] <= memory and not crop.speed
     part = crop.from_memory() if fits else None
     partners = {name: _partners(corpus, other) for name, other in further.paired.items()}
+    draw = {name: _drawer(other.recordings, evenness) for name, other in further.drawn.items()}
+    draw_own = _drawer(share, evenness)
     lost: dict[Path, AudioError] = {}
 
     def cut(of: Corpus, path: Path, place: Place) -> np.ndarray:
@@ -153,18 +169,19 @@ def batches(
         for name, paths in partners.items():
             made[name] = cut(further.paired[name], paths[recording.path], place)
         for name, other in further.drawn.items():
-            drawn = other.recordings[rng.integers(len(other.recordings))]
+            drawn = other.recordings[draw[name](rng)]
             made[name] = cut(other, drawn.path, crop.place(drawn.seconds, rng))
         return made
 
     def read(recording: Recording, rng: np.random.Generator) -> Example:
+        recording = share[draw_own(rng)] if evenness else recording
         for _ in range(_TRIES):
             try:
                 return example(recording, rng)
             except AudioError as error:
                 if len(lost) > max(1, len(corpus.recordings) // 10):
                     raise AudioError(f"{error}; {len(lost)} files went bad since the start, restore them") from None
-                recording = share[rng.integers(len(share))]
+                recording = share[draw_own(rng)]
         raise AudioError(f"{next(iter(lost.values()))}; nothing else could be drawn in its place")
 
     source = grain.MapDataset.source(corpus.recordings).seed(seed)[process[0] :: process[1]]

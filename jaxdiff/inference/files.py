@@ -6,6 +6,7 @@ stays until the new file is complete.
 """
 
 import contextlib
+import itertools
 import json
 import math
 import tempfile
@@ -73,6 +74,7 @@ def process_file(
     facts, pieces = pipeline.in_pieces(file, seed=seed, request=request, **knobs)
     info = audio_info(file)
     rate, channels = info.sample_rate, info.channels
+    first = next(pieces)  # which is there only after the whole file could be read
     target.parent.mkdir(parents=True, exist_ok=True)
     before, after, peaks = LoudnessMeter(rate, channels), LoudnessMeter(rate, channels), PeakMeter(channels)
     left, removed, samples = _Energy(), _Energy(), 0
@@ -80,7 +82,7 @@ def process_file(
     with contextlib.ExitStack() as stack:
         held = stack.enter_context(tempfile.TemporaryFile(dir=target.parent))
         rest = stack.enter_context(tempfile.TemporaryFile(dir=target.parent)) if aim.residual else None
-        for sound, made in pieces:
+        for sound, made in itertools.chain([first], pieces):
             difference = sound - made
             before.add(sound)
             after.add(made)
