@@ -25,7 +25,7 @@ from jaxdiff.data.files import resample
 def decibels(made: np.ndarray, wanted: np.ndarray, edge: int) -> list[float]:
     difference = (made - wanted)[edge : len(wanted) - edge]
     sizes = np.array([np.sqrt((difference**2).mean()), np.abs(difference).max()])
-    return (20 * np.log10(sizes / np.sqrt((wanted**2).mean()))).round(1).tolist()
+    return [round(20 * float(np.log10(size)), 1) for size in sizes / np.sqrt((wanted**2).mean())]
 
 
 def main() -> None:

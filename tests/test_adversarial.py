@@ -114,6 +114,7 @@ def test_before_the_contest_only_the_distance_teaches():
     assert float(metrics["discriminator"]) > 0 and float(jnp.abs(state.params["discriminators"]["w"])) > 0
 
 
+@pytest.mark.slow
 def test_each_player_follows_its_own_gradient():
     """The first update of plain gradient descent against gradients of the two losses written out."""
     generator, critics = GENERATOR, {"c": jnp.array(0.1), "w": jnp.array(0.4), "v": jnp.array(-0.2)}

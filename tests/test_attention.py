@@ -70,6 +70,7 @@ def test_tokens_have_no_order_and_masked_ones_no_effect():
     assert not attend(q, kv, jnp.zeros((1, 5), bool)).any()
 
 
+@pytest.mark.slow
 def test_bfloat16_rounds_the_factors_only():
     """Scores that differ by less than a bfloat16 step at their size still sum to weights of float32 accuracy."""
     qkv = normal(0, 1, 40, 24) * 3

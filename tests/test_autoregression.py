@@ -190,6 +190,7 @@ def test_a_gaussian_has_its_density_and_floor():
         np.testing.assert_allclose(ours, scipy.stats.norm.logpdf(x, 0.1, std), rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
 def test_draws_follow_their_distribution(temperature):
     u = jax.random.uniform(jax.random.key(0), (20_000, 2), minval=1e-6, maxval=1 - 1e-6)

@@ -75,6 +75,7 @@ def test_onset_strength_equals_librosa(options):
     assert max_relative(ours, librosa.onset.onset_strength(y=y.astype(float), hop_length=128, **options)) <= 2e-6
 
 
+@pytest.mark.slow
 def test_a_spectrogram_may_be_given_instead():
     y = jnp.asarray(sound())
     S = jnp.abs(features.stft(y, **SIZES))

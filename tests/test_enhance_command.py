@@ -80,6 +80,7 @@ ODD = {
 }
 
 
+@pytest.mark.slow
 def test_odd_files_keep_their_length_rate_and_channels(weights, tmp_path, capsys):
     (tmp_path / "in" / "deep").mkdir(parents=True)
     for i, (name, (rate, samples, channels, subtype)) in enumerate(ODD.items()):
@@ -100,6 +101,7 @@ def test_odd_files_keep_their_length_rate_and_channels(weights, tmp_path, capsys
         assert name == "dc" or not y.any()
 
 
+@pytest.mark.slow
 def test_what_is_left_and_what_was_removed_add_up_to_the_file(weights, tmp_path, capsys):
     rate, y = 16_000, noisy(16_000 * 2, 2)
     soundfile.write(tmp_path / "a.wav", y, rate, subtype="FLOAT")
@@ -296,6 +298,7 @@ def test_before_and_after_are_pictured_under_each_other_on_one_scale():
     assert float(np.median(images[0].get_array() - images[1].get_array())) == pytest.approx(20, abs=0.1)
 
 
+@pytest.mark.slow
 def test_meters_of_blocks_are_those_of_the_whole():
     rng = np.random.default_rng(0)
     for rate, channels in ((16_000, 1), (48_000, 2), (8000, 5)):

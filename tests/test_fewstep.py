@@ -177,6 +177,7 @@ def test_teacher_gets_no_gradient_and_every_other_item_jumps():
     assert (t == r).tolist() == [False, True, False, True]
 
 
+@pytest.mark.slow
 def test_shortcut_loss_is_finite_at_the_data():
     x0, schedule = jax.random.normal(KEY, (4, 2, 1)), Cosine()
     zeros = lambda key, batch: jnp.zeros(batch)  # noqa: E731

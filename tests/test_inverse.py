@@ -145,6 +145,7 @@ def test_normalised_reconstruction_guidance_steps_as_far_as_it_says():
     assert np.allclose((step * direction).sum(1), np.linalg.norm(step, axis=1) * np.linalg.norm(direction, axis=1))
 
 
+@pytest.mark.slow
 def test_guidance_without_gradient_or_prox():
     """A mel spectrogram of the wave has no prox: only what needs none takes it, and its steps lower the misfit."""
     mel = Operator(lambda x: jnp.sqrt(melspectrogram(x, sr=16000, n_fft=32, hop_length=8, n_mels=6) + 1e-6))
@@ -299,6 +300,7 @@ def test_moment_matching_holds_on_a_trained_network(iterations):
     assert largest < 2 * jnp.abs(x0).max()
 
 
+@pytest.mark.slow
 def test_minimal_residual_solves_what_is_not_symmetric():
     rng = np.random.default_rng(0)
     matrices = rng.standard_normal((3, 6, 6)) + 3 * np.eye(6)

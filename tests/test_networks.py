@@ -465,6 +465,7 @@ def test_reach_of_convnext_is_exact(cycle, expected):
     assert (touched[0], touched[-1]) == (middle - expected // 2, middle + expected // 2)
 
 
+@pytest.mark.slow
 def test_a_convnext_without_time_is_one_at_a_fixed_time():
     x, t = jax.random.normal(jax.random.key(0), (2, 9, 2)), jnp.array([0.3, 0.3])
     timed, timeless = small_convnext(), small_convnext(timed=False)
@@ -594,6 +595,7 @@ def test_label_dropout_reaches_the_network(make):
     assert 0 < near(unknown).sum() < 16
 
 
+@pytest.mark.slow
 def test_absolute_positions_tell_the_first_frame_from_the_last():
     """Equal frames stay equal under rotary positions alone, whatever the parameters."""
     x, t = jnp.ones((1, 9, 2)), jnp.full(1, 0.4)

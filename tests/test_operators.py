@@ -76,6 +76,7 @@ def test_mixture_is_the_weighted_sum():
     assert max_relative(even, x + (v - x.sum(1))[:, None] / 3) <= 1e-12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("operator", [lowpass(0.5, axis=1), decimation(3, axis=1), filterbank(BANDS, axis=1)])
 def test_axis_is_the_one_that_is_worked_along(operator):
     x = rows(1, 2, D, 3)
@@ -96,6 +97,7 @@ def from_short_time(X):
     return istft(X, hop_length=8, length=128)
 
 
+@pytest.mark.slow
 def test_stft_and_mel_as_operators_have_exact_adjoints():
     x = rows(1, 2, 128)
     operator = linear_operator(short_time)

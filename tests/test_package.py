@@ -51,6 +51,7 @@ def test_the_completion_for_a_shell_can_be_printed(shell):
     assert "search-times" in made.stdout and not made.stderr
 
 
+@pytest.mark.slow
 def test_an_import_leaves_the_messages_of_other_packages_alone():
     levels = "[logging.getLogger(n).level for n in ('', 'absl', 'jax', 'orbax', 'matplotlib')]"
     before = run(f"import logging, orbax.checkpoint, matplotlib; print({levels})")

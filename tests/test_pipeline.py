@@ -157,6 +157,7 @@ def test_times_are_those_given(pipeline):
     assert np.abs(rows(other) - rows(usual)).max() > 1e-3 * np.abs(rows(usual)).max()
 
 
+@pytest.mark.slow
 def test_a_sampler_of_one_s_own(pipeline):
     """A function with the signature of one: it sees prior, times and keys, and what it returns is decoded."""
     seen = {}
@@ -304,6 +305,7 @@ def test_an_item_of_many_sounds_depends_on_its_place_alone(vocoder):
     assert max_relative(vocoder([a, b], sr=2000, seed=2).waves[1], first.waves[1]) > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", [1000, 40_000])
 def test_what_a_vocoder_knows_is_the_sound_s_mel_spectrogram(length, tmp_path):
     """A network that hands its condition on: the made sound holds the mel frames of the given one, of any length."""

@@ -96,6 +96,7 @@ def test_griffinlim_lengths_and_silence():
     assert not griffinlim(S, n_iter=2).any()
 
 
+@pytest.mark.slow
 def test_griffinlim_batch_equals_items_and_key_matters():
     y = tone_and_noise()
     S = jnp.asarray(np.abs(librosa.stft(np.stack([y, y[::-1]]), n_fft=256)))

@@ -137,6 +137,7 @@ def test_fields_are_the_configuration():
     assert {name for name, kind in REPRESENTATIONS.items() if kind.exact} == {"patches", "compressed_stft"}
 
 
+@pytest.mark.slow
 def test_normalised_by_fitted_numbers():
     corpus = [waves(4, 1280, seed=s) * np.float32(s + 1) for s in range(3)]
     spectra = CompressedStft(n_fft=128, hop_length=64)
@@ -244,6 +245,7 @@ def melody() -> jax.Array:
     return jnp.asarray(np.concatenate(notes)[:128_000], jnp.float32)
 
 
+@pytest.mark.slow
 def test_without_a_period_decode_is_griffin_lim_of_one_draw():
     """Bit for bit what a decode by hand gives."""
     sizes: dict[str, Any] = dict(n_fft=256, hop_length=64)
@@ -282,6 +284,7 @@ def test_a_part_sounds_as_in_the_whole(pair, share):
     assert decibels(80)[40:-40].max() >= -20
 
 
+@pytest.mark.slow
 def test_a_period_does_not_cost_quality():
     """Spectral convergence with and without, on average over keys, of which one alone changes it by a fifth."""
     S = jnp.abs(stft(melody(), n_fft=1024, hop_length=256))

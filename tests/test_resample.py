@@ -137,6 +137,7 @@ def test_change_speed_filters_what_would_alias():
     assert 20 * np.log10(np.abs(ours).max()) <= -95
 
 
+@pytest.mark.slow
 def test_change_speed_takes_one_factor_per_item():
     y, factors = jnp.asarray(waves(3, 1000)), jnp.array([0.9, 1.0, 1.3])
     each = np.stack([change_speed(item, factor) for item, factor in zip(y, factors, strict=True)])

@@ -92,6 +92,7 @@ def test_order_of_convergence(name):
     assert row.get("points_error", 0) <= 1e-3
 
 
+@pytest.mark.slow
 def test_a_wrong_order_is_noticed(monkeypatch):
     monkeypatch.setitem(SAMPLERS, "wrong", SAMPLERS["heun"]._replace(sampler=euler))
     with jax.enable_x64(True):

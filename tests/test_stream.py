@@ -82,6 +82,7 @@ def test_chunks_make_what_the_whole_makes(hop, request_):
     np.testing.assert_allclose(made, whole, atol=1e-5 * np.abs(whole).max())
 
 
+@pytest.mark.slow
 def test_a_step_fits_a_scan_and_any_leading_axes(stream):
     y = noisy(32 * 12)
     state, out = jax.lax.scan(stream.step, stream.init(), jnp.asarray(y).reshape(12, 32))
@@ -89,6 +90,7 @@ def test_a_step_fits_a_scan_and_any_leading_axes(stream):
     np.testing.assert_allclose(made, streamed(stream, np.stack([[0 * y], [y]]), [])[1, 0], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_stream_works_at_the_level_of_the_sound():
     """Whose peak it cannot know."""
     y = noisy(32 * 12)
@@ -132,6 +134,7 @@ def command(capsys, *arguments):
     return stop.value.code, said.out, said.err
 
 
+@pytest.mark.slow
 def test_the_command_gives_what_the_stream_gives(tmp_path, capsys):
     pipeline, y = enhancer(task={"peak_db": -6.0}), noisy(2, 1001)
     weights = export(pipeline, tmp_path / "model.safetensors")
@@ -162,6 +165,7 @@ def test_the_command_has_a_model_of_its_own(tmp_path, capsys, monkeypatch):
     assert not (tmp_path / "o").exists()
 
 
+@pytest.mark.slow
 def test_weights_in_a_file_stream(stream, tmp_path):
     y, again = noisy(2, 64), load(export(enhancer(), tmp_path / "model.safetensors")).stream()
     np.testing.assert_array_equal(streamed(again, y, [32]), streamed(stream, y, [32]))

@@ -248,6 +248,7 @@ def test_many_frames_in_blocks_are_the_whole():
     assert max_relative(made, jnp.concatenate(parts, 1)) <= 1e-5
 
 
+@pytest.mark.slow
 def test_with_a_memory_the_past_is_forgotten():
     """A state that only the update gate holds is an e-th of itself after `memory` frames, whatever the gate says."""
     block = subband._Block(1, 4, 1, False, 5.0, nnx.Rngs(0))

@@ -18,6 +18,7 @@ from jaxdiff.inference.times import Times, read_times, search, write_times
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
+@pytest.mark.slow
 def test_the_best_two_euler_steps_of_a_gaussian():
     """For x0 ~ N(0, d^2) two Euler steps are a function of the middle time alone: try them all."""
     d = 0.5

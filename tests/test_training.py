@@ -200,6 +200,7 @@ def test_class_change_is_refused_on_resume(folder, sixty, tmp_path):
         run(small(copy, steps=61), tmp_path / "w")
 
 
+@pytest.mark.slow
 def test_averages_of_any_width_can_be_made_afterwards(sixty, tmp_path):
     config, a, _ = sixty
     workdir = shutil.copytree(a, tmp_path / "a")
@@ -415,6 +416,7 @@ def linear(channels):
     return Network(lambda key: {name: jnp.zeros(shape) for name, shape in shapes.items()}, apply)
 
 
+@pytest.mark.slow
 def test_parameters_of_weak_types_or_of_numpy_are_no_second_program_and_survive():
     """What a step returns is of strong types: a weak one given to the first step would have it compiled again."""
     network, batch = linear(8), {"wave": np.ones((2, 64), np.float32)}
@@ -632,6 +634,7 @@ def test_every_method_learns_and_samples(folder, request, tmp_path, name):
     assert np.isfinite(waves).all() and np.std(waves) > 0
 
 
+@pytest.mark.slow
 def test_the_auxiliary_loss_is_added():
     """The first losses of trainings that differ in its weight alone, of one program."""
     model, key = Model(linear(64), Patches(size=64), Generate()), jax.random.key(0)

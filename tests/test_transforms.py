@@ -171,6 +171,7 @@ def test_gradients_are_finite_however_quiet(name):
         assert np.isfinite(gradient(np.float32(level) * sound())).all(), level
 
 
+@pytest.mark.slow
 def test_quiet_sounds_are_described_as_loud_ones():
     loud, options = sound(), dict(sr=SR, **STFT)
     for name in ("spectral_centroid", "spectral_bandwidth", "chroma_stft"):
@@ -199,6 +200,7 @@ def test_pitch_is_shifted_by_what_is_asked():
         features.pitch_shift(jnp.zeros(9000), n_steps=120)
 
 
+@pytest.mark.slow
 def test_medians_equal_scipy_s():
     S = np.random.default_rng(0).standard_normal((70, 80)).astype(np.float32)
     for size in (1, 5, 65):

@@ -37,6 +37,7 @@ def test_the_condition_is_diffwaves():
         assert np.abs(ours - expected[:64]).max() <= 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("representation", [Patches(size=128), CompressedStft(), LogMel(hop_length=128)])
 def test_training_and_use_know_the_same(representation):
     task, batch = Vocode(hop_length=128, **MEL), batch_of(coloured(0))

@@ -68,6 +68,7 @@ def features(capsys, folder, out, *more):
     assert command(capsys, "features", folder, "--out", out, *sizes, *more)[0] == 0
 
 
+@pytest.mark.slow
 def test_features_of_a_sound_make_what_the_sound_makes(tmp_path, capsys, monkeypatch):
     """In three windows, which see their neighbours' frames where the sound's own are cut. Griffin-Lim amplifies the
     rounding of the mel in a few samples."""
