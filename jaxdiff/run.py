@@ -374,8 +374,8 @@ def _begin_with(
         )
     expected = configuration.model(config, classes, None).network.shapes()
     if jax.tree.map(jnp.shape, there.params) != jax.tree.map(jnp.shape, expected):
-        if "network" in other:
-            raise ConfigError(other["network"])
+        if other:
+            raise ConfigError(other.get("network") or other["task"])
         kinds = (tree["method"]["kind"] for tree in (theirs, ours))
         raise ConfigError(
             "train.init {}: method {} has other weights than method {}; jumps are learned by method shortcut "

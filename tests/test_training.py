@@ -593,6 +593,9 @@ def test_a_few_step_model_is_trained_further_from_its_run(few, tmp_path, monkeyp
         run(from_dict({**to_dict(config), "method": {**game, "jumps": False}}), tmp_path / "x")
     with pytest.raises(ConfigError, match="was trained with network .*'width': 16.*, here it is .*'width': 32"):
         run(from_dict({**to_dict(config), "network": {**TRANSFORMER["network"], "width": 32}}), tmp_path / "y")
+    said, fits = [], {**to_dict(config)["network"], "label_dropout": 0.25}  # an option that shapes no weight
+    run(from_dict({**to_dict(config), "network": fits}), tmp_path / "z", report=said.append)
+    assert sum("was trained with network.label_dropout 0.1, here it is 0.25" in line for line in said) == 1
 
 
 METHODS = {

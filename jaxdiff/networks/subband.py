@@ -242,9 +242,9 @@ class _Block(nnx.Module):
 
 
 def _in_blocks(layer: Callable[..., Any], *x: Float[Array, "batch frames ..."]) -> Any:
-    """`layer(*x)`, which treats each frame alone, a block of frames after the other where there are many blocks."""
+    """`layer(*x)`, which treats each frame alone: of many frames a CPU takes one block after the other."""
     frames = x[0].shape[1]
-    if frames < 8 * _BLOCK:
+    if jax.default_backend() != "cpu" or frames < 8 * _BLOCK:
         return layer(*x)
     count = -(-frames // _BLOCK)
 
