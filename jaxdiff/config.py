@@ -23,6 +23,7 @@ from annotated_types import Interval
 
 from jaxdiff import ranges
 from jaxdiff.data import Corpus, Crop, Further, open_corpus
+from jaxdiff.data.files import expand
 from jaxdiff.diffusion import BRIDGES, SCHEDULES, Bridge, Schedule
 from jaxdiff.features import REPRESENTATIONS, CompressedStft, Normalization, Normalized, Representation
 from jaxdiff.methods import METHODS, Diffusion, Method, Model, Sampling
@@ -44,6 +45,8 @@ class Data:
     labels: str | None = None  # CSV with columns file,label instead of sub-folders
     drawn: Mapping[str, str] = field(default_factory=dict)  # folders of further sounds by name: noise, room ...
     paired: Mapping[str, str] = field(default_factory=dict)  # folders of partners, files of the same names: target ...
+    notes: str | None = None  # folder of scores, MIDI files of the recordings' names
+    reference: bool = False  # a crop of another recording of the same class comes along
     sample_rate: ranges.Rate = 16_000  # Hz
     seconds: Annotated[float, Interval(gt=0, le=3600)] = 1.0  # length of a crop
     crop: Literal["random", "start"] = "random"
@@ -54,8 +57,11 @@ class Data:
 
     def open(self) -> tuple[Corpus, Further]:
         """The corpus and those of its further sounds; raises AudioError."""
-        further = ({name: open_corpus(path) for name, path in paths.items()} for paths in (self.drawn, self.paired))
-        return open_corpus(self.path, self.labels), Further(*further)
+        drawn, paired = ({n: open_corpus(path) for n, path in paths.items()} for paths in (self.drawn, self.paired))
+        notes = None if self.notes is None else expand(self.notes)
+        if notes is not None and self.speed:
+            raise ConfigError("data.speed changes the pitch and data.notes does not know it; set data.speed 0")
+        return open_corpus(self.path, self.labels), Further(drawn, paired, notes, self.reference)
 
 
 @dataclass(frozen=True)
@@ -246,9 +252,11 @@ def _value(hint: Any, value: Any, key: str) -> Any:
     if origin is Literal:
         return _choose(typing.get_args(hint), value, key)
     if origin is not None and origin is not Annotated and issubclass(origin, Mapping):
+        of = typing.get_args(hint)[1]
         if not isinstance(value, Mapping):
-            raise ConfigError(f"{key}: expected names and folders, got {value!r}")
-        return {_scalar(str, k, key): _scalar(str, v, f"{key}.{k}") for k, v in value.items()}
+            what = "folders" if of is str else "numbers"
+            raise ConfigError(f"{key}: expected names and {what}, got {value!r}")
+        return {_scalar(str, k, key): _scalar(of, v, f"{key}.{k}") for k, v in value.items()}
     number = _scalar(typing.get_args(hint)[0] if origin is Annotated else hint, value, key)
     try:
         ranges.check(key, hint, number)

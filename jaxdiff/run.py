@@ -249,12 +249,12 @@ def run(
     with _alone(workdir):
         corpus, further = config.data.open()
         classes = configuration.model(config, corpus.classes, None).task.classes
-        missing = set(config.task.inputs) - set(further.drawn) - set(further.paired)
+        missing = set(config.task.inputs) - further.names
         if missing:
             name = min(missing)
-            raise ConfigError(
-                f"data.drawn: the task needs {name}; add data.drawn.{name} or data.paired.{name}, a folder"
-            )
+            own = {"notes": "data.notes, a folder of MIDI files", "reference": "data.reference yes"}
+            add = own.get(name, f"data.drawn.{name} or data.paired.{name}, a folder")
+            raise ConfigError(f"data: the task needs {name}; add {add}")
         if t.batch % jax.device_count():
             raise ConfigError(
                 f"train.batch {t.batch} does not divide over {jax.device_count()} devices; use a multiple of that"

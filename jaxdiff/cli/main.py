@@ -16,13 +16,29 @@ import tyro
 
 from jaxdiff import __version__, ranges
 
+from .convert import Convert, Transcribe
 from .enhance import Enhance
 from .features import Features
 from .inspect import Export, Info, SearchTimes
 from .models import Models
+from .restyle import Restyle
 from .run import Generate, Vocode
 from .train import Train, print_help
 
+Commands = (
+    Train
+    | Generate
+    | Enhance
+    | Vocode
+    | Convert
+    | Restyle
+    | Transcribe
+    | Features
+    | Info
+    | SearchTimes
+    | Export
+    | Models
+)
 _DESCRIPTION = "Audio diffusion: train a model on a folder of sound, make new sound with it."
 _DATA_ERRORS = {"AudioError", "CardError", "CheckpointError", "TrainingError"}  # by name: most modules import slowly
 
@@ -39,7 +55,7 @@ def main(argv: list[str] | None = None) -> None:
     if argv[:1] == ["train"] and {"-h", "--help"} & set(argv):
         print_help()
     command = tyro.cli(
-        Train | Generate | Enhance | Vocode | SearchTimes | Features | Info | Export | Models,
+        Commands,
         prog="jaxdiff",
         description=_DESCRIPTION,
         args=argv or ["--help"],

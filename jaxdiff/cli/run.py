@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from jaxdiff.inference import Pipeline
     from jaxdiff.inference.files import Done
 
-_out = Console(highlight=False, soft_wrap=True)
+console = Console(highlight=False, soft_wrap=True)
 
 ENDS = (".wav", ".png", ".json")
 MELS = (".npy", ".npz")
@@ -104,7 +104,7 @@ class Generate(Sampled):
         made = pipeline(count=self.count, seconds=self.seconds, **options)
         made.save(self.out, names, jaxdiff=__version__, model=str(self.model))
         seconds = made.waves[0].shape[-1] / pipeline.sample_rate
-        _out.print(f"{self.count} sounds of {seconds:g} s in {self.out}", markup=False)
+        console.print(f"{self.count} sounds of {seconds:g} s in {self.out}", markup=False)
         return 0
 
 

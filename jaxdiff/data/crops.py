@@ -3,9 +3,9 @@
 Each epoch is a new permutation of the recordings; where classes are to be heard more evenly, recordings are drawn. A
 crop starts at a random place of a long recording ("random") or at its beginning ("start": one-shots, whose onset
 matters) and is zero-padded when the recording is shorter. Beside its wave an example may hold further sounds by name:
-crops of a recording drawn from another corpus (noise, rooms), or the same place of the recording's partner (a
-target). A corpus that fits in memory is decoded once. What can run on the device (level, features, noise) is left to
-the training step.
+crops of a recording drawn from another corpus (noise, rooms), the same place of the recording's partner (a target), its
+notes there, or another recording of its class. A corpus that fits in memory is decoded once. What can run on the
+device (level, features, noise) is left to the training step.
 """
 
 import collections
@@ -19,6 +19,8 @@ import numpy as np
 
 from .corpora import Corpus, Recording
 from .files import AudioError, Channels, read_audio
+from .midi import EXTENSIONS as SCORES
+from .midi import Notes, cut_notes, read_midi
 
 Sounds = dict[str, np.ndarray]  # "wave" and further sounds [batch, samples] float32, "label" int32 (-1: no class)
 Example = dict[str, Any]  # one of them, its label a scalar
@@ -77,10 +79,20 @@ class Crop(NamedTuple):
 
 
 class Further(NamedTuple):
-    """Sounds that come with a crop: by name, corpora to draw from (`drawn`) and corpora of partners (`paired`)."""
+    """What comes with a crop: by name, corpora to draw from (`drawn`) and corpora of partners (`paired`); with `notes`,
+    a folder of MIDI files of the recordings' names, the "notes" of the same place; with `reference`, as "reference" a
+    crop of another recording of the same class."""
 
     drawn: Mapping[str, Corpus] = {}
     paired: Mapping[str, Corpus] = {}
+    notes: Path | None = None
+    reference: bool = False
+
+    @property
+    def names(self) -> set[str]:
+        """Of all that comes with a crop."""
+        own = {"notes": self.notes is not None, "reference": self.reference}
+        return {*self.drawn, *self.paired, *(name for name, there in own.items() if there)}
 
     @property
     def seconds(self) -> float:
@@ -109,6 +121,18 @@ def _partners(corpus: Corpus, other: Corpus) -> dict[Path, Path]:
     if missing:
         raise AudioError(f"{missing[0]}: has no partner of the same name in {other.root} ({len(missing)} have none)")
     return pairs
+
+
+def _scores(corpus: Corpus, folder: Path) -> dict[Path, Notes]:
+    """The score of every recording of a corpus: the MIDI file of the same path below `folder`."""
+    scores = {}
+    for r in corpus.recordings:
+        name = folder / r.path.relative_to(corpus.root)
+        found = [path for end in SCORES if (path := name.with_suffix(end)).is_file()]
+        if not found:
+            raise AudioError(f"{r.path}: has no score, a MIDI file of the same name in {folder}")
+        scores[r.path] = read_midi(found[0])
+    return scores
 
 
 def _drawer(recordings: Sequence[Recording], evenness: float) -> Callable[[np.random.Generator], int]:
@@ -151,6 +175,10 @@ def batches(
     partners = {name: _partners(corpus, other) for name, other in further.paired.items()}
     draw = {name: _drawer(other.recordings, evenness) for name, other in further.drawn.items()}
     draw_own = _drawer(share, evenness)
+    scores = {} if further.notes is None else _scores(corpus, further.notes)
+    alike: dict[int | None, list[Recording]] = {}
+    for r in share:
+        alike.setdefault(r.label, []).append(r)
     lost: dict[Path, AudioError] = {}
 
     def cut(of: Corpus, path: Path, place: Place) -> np.ndarray:
@@ -171,6 +199,12 @@ def batches(
         for name, other in further.drawn.items():
             drawn = other.recordings[draw[name](rng)]
             made[name] = cut(other, drawn.path, crop.place(drawn.seconds, rng))
+        if further.notes is not None:
+            made["notes"] = cut_notes(scores[recording.path], place.offset, place.seconds)
+        if further.reference:
+            others = alike[recording.label]
+            drawn = others[int(rng.integers(len(others)))]
+            made["reference"] = cut(corpus, drawn.path, crop.place(drawn.seconds, rng))
         return made
 
     def read(recording: Recording, rng: np.random.Generator) -> Example:

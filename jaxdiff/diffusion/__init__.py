@@ -31,6 +31,7 @@ from .inverse import moment_matching_guidance as moment_matching_guidance
 from .inverse import pseudo_inverse_guidance as pseudo_inverse_guidance
 from .inverse import reconstruction_guidance as reconstruction_guidance
 from .inverse import repaint as repaint
+from .inversion import invert as invert
 from .likelihood import bits_per_dimension as bits_per_dimension
 from .likelihood import log_likelihood as log_likelihood
 from .objectives import DrawnTimes as DrawnTimes
@@ -59,6 +60,7 @@ from .predictions import Prediction as Prediction
 from .predictions import convert as convert
 from .predictions import edm_coefficients as edm_coefficients
 from .predictions import network_input as network_input
+from .predictions import noised as noised
 from .predictions import target as target
 from .predictions import to_eps as to_eps
 from .predictions import to_x0 as to_x0

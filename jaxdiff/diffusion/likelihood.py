@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from .denoisers import Denoiser
+from .inversion import ode_rate
 from .samplers.stepping import Keys, draw
 from .schedules import Schedule
 
@@ -58,12 +59,7 @@ def log_likelihood(
 
     def slope(root: Array, z: Array) -> tuple[Array, Array]:
         """dz / dsqrt(t) and its divergence."""
-        inside = root > 0
-        levels = lambda root: (schedule.alpha(root**2), schedule.sigma(root**2))  # noqa: E731
-        root = jnp.where(inside, root, 0.5)
-        (alpha, sigma), (d_alpha, d_sigma) = jax.jvp(levels, (root,), (jnp.ones_like(root),))
-        scale = jnp.sqrt(alpha**2 + sigma**2)
-        rate = jnp.where(inside, (alpha * d_sigma - sigma * d_alpha) / (scale * sigma), 0)
+        root, alpha, scale, rate = ode_rate(schedule, root)
         x0_hat, pull = jax.vjp(lambda z: denoiser(scale * z, root**2), z)
         (pulled,) = jax.vmap(pull)(directions)
         trace = share * (directions * pulled).sum(axis=(0, *(a + 1 for a in axes)))

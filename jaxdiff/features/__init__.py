@@ -67,6 +67,11 @@ from .mel import mel_filterbank as mel_filterbank
 from .mel import mel_to_hz as mel_to_hz
 from .mel import melspectrogram as melspectrogram
 from .mel import mfcc as mfcc
+from .notes import KEYS as KEYS
+from .notes import LOWEST_KEY as LOWEST_KEY
+from .notes import Roll as Roll
+from .notes import notes_of_roll as notes_of_roll
+from .notes import piano_roll as piano_roll
 from .pitch import pyin as pyin
 from .pitch import yin as yin
 from .reconstruct import griffinlim as griffinlim
@@ -81,7 +86,9 @@ from .representations import Magnitude as Magnitude
 from .representations import Normalization as Normalization
 from .representations import Normalized as Normalized
 from .representations import Patches as Patches
+from .representations import PianoRoll as PianoRoll
 from .representations import Representation as Representation
+from .representations import Vocoded as Vocoded
 from .representations import fit_normalization as fit_normalization
 from .resample import change_speed as change_speed
 from .resample import resample as resample

@@ -9,6 +9,7 @@ puts the affine map whose numbers `fit_normalization` measures on a corpus aroun
 
 import abc
 import dataclasses
+import math
 import operator
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from jaxtyping import Array, Complex, Float
 
 from .arguments import check_argument
 from .mel import melspectrogram
+from .notes import KEYS, LOWEST_KEY
 from .reconstruct import griffinlim, mel_to_stft
 from .spectral import istft, safe_power, stft
 
@@ -194,7 +196,8 @@ class Magnitude(_ShortTime):
 
 @dataclass(frozen=True)
 class LogMel(_ShortTime):
-    """Log-mel magnitudes, 0 dB mapped to 1 and `floor_db` to -1; decoded by mel inversion and Griffin-Lim.
+    """Log-mel magnitudes, 0 dB mapped to 1 and `floor_db` to -1; decoded by mel inversion and Griffin-Lim, or where a
+    model is loaded by the shipped `vocoder` of that name.
 
     m frames stand for `(m - 1) * hop_length` samples. `n_iter` and `phase_period` are as in `Magnitude`; but the mel
     inversion rounds a part otherwise than the whole and Griffin-Lim amplifies that, to -30 dB in the worst frames.
@@ -212,6 +215,7 @@ class LogMel(_ShortTime):
     floor_db: float = -100.0
     n_iter: int = 32
     phase_period: int | None = 64
+    vocoder: str | None = None
 
     exact: ClassVar[bool] = False
 
@@ -233,10 +237,64 @@ class LogMel(_ShortTime):
         db = 20 * jnp.log10(jnp.maximum(M, 10 ** (self.floor_db / 20)))
         return (1 - 2 * db / self.floor_db).mT
 
+    def magnitudes(self, x: Float[Array, "... frames channels"]) -> Float[Array, "... mels frames"]:
+        """The mel magnitudes of features."""
+        return 10 ** ((1 - x.mT) * self.floor_db / 40)
+
     def decode(self, x: Float[Array, "... frames channels"]) -> Float[Array, "... samples"]:
-        S = mel_to_stft(10 ** ((1 - x.mT) * self.floor_db / 40), **self._mel)
+        S = mel_to_stft(self.magnitudes(x), **self._mel)
         sizes: dict[str, Any] = dict(hop_length=self.hop_length, n_fft=self.n_fft)
         return griffinlim(S, n_iter=self.n_iter, phase_period=self.phase_period, **sizes)
+
+
+@dataclass(frozen=True)
+class PianoRoll(Representation):
+    """What a score says of each of 88 keys, as in `Roll`: whether it sounds, whether a note begins, its force.
+
+    It is read off a score or estimated by a network; there is no `encode`. Decoded, each key that sounds is a sine of
+    its pitch, rounded to an eighth of a hertz so that parts that begin at multiples of 8 s continue one another.
+
+    >>> PianoRoll().decode(jnp.zeros((11, 264))).shape
+    (1600,)
+    """
+
+    sample_rate: int = 16_000
+    hop_length: int = 160
+
+    exact: ClassVar[bool] = False
+
+    @property
+    def channels(self) -> int:
+        return 3 * KEYS
+
+    @property
+    def phase_period(self) -> int:  # type: ignore[override]
+        return _PERIOD_SECONDS * self.sample_rate // math.gcd(_PERIOD_SECONDS * self.sample_rate, self.hop_length)
+
+    def frames(self, samples: int) -> int:
+        return 1 + samples // self.hop_length
+
+    def encode(self, y: Float[Array, "... samples"]) -> Float[Array, "... frames channels"]:
+        raise TypeError("a piano roll is read off a score or estimated by a network; a sound has none")
+
+    def decode(self, x: Float[Array, "... frames channels"]) -> Float[Array, "... samples"]:
+        sounding, _, force = jnp.split(x, 3, axis=-1)
+        amplitude = 0.1 * jnp.where(sounding >= 0.5, force, 0)
+        frames = amplitude.shape[-2]
+        t = jnp.arange((frames - 1) * self.hop_length)
+        seconds = (t % (_PERIOD_SECONDS * self.sample_rate)).astype(x.dtype) / self.sample_rate
+        index, part = t // self.hop_length, (t % self.hop_length / self.hop_length).astype(x.dtype)
+        keys = np.arange(LOWEST_KEY, LOWEST_KEY + KEYS)
+        pitches = np.round(440 * 2 ** ((keys - 69) / 12) * _PERIOD_SECONDS) / _PERIOD_SECONDS  # Hz
+
+        def add(y: Array, key: tuple[Array, Array]) -> tuple[Array, None]:
+            track, pitch = key
+            gain = track[..., index] * (1 - part) + track[..., jnp.minimum(index + 1, frames - 1)] * part
+            return y + gain * jnp.sin(2 * jnp.pi * (pitch * seconds % 1)), None
+
+        tracks = jnp.moveaxis(amplitude, -1, 0)
+        start = jnp.zeros((*x.shape[:-2], len(t)), x.dtype)
+        return jax.lax.scan(add, start, (tracks, jnp.asarray(pitches, x.dtype)))[0]
 
 
 REPRESENTATIONS: dict[str, type[Representation]] = {
@@ -244,7 +302,9 @@ REPRESENTATIONS: dict[str, type[Representation]] = {
     "patches": Patches,
     "magnitude": Magnitude,
     "log_mel": LogMel,
+    "piano_roll": PianoRoll,
 }
+_PERIOD_SECONDS = 8  # of a piano roll's sines
 
 
 class Normalization(NamedTuple):
@@ -256,6 +316,30 @@ class Normalization(NamedTuple):
 
 def _of_the_inner(name: str) -> Any:
     return property(operator.attrgetter(f"representation.{name}"))
+
+
+@dataclass(frozen=True, eq=False)
+class Vocoded(Representation):
+    """The features of a `representation` of mel bands, decoded by `decoder`: magnitudes [..., mels, frames] to sound.
+
+    `phase_period` is that of the decoder.
+    """
+
+    representation: LogMel
+    decoder: Callable[[Array], Array]
+    phase_period: int | None = None
+
+    sample_rate, hop_length, channels = map(_of_the_inner, ("sample_rate", "hop_length", "channels"))
+    exact, edge = map(_of_the_inner, ("exact", "edge"))
+
+    def frames(self, samples: int) -> int:
+        return self.representation.frames(samples)
+
+    def encode(self, y: Float[Array, "... samples"]) -> Float[Array, "... frames channels"]:
+        return self.representation.encode(y)
+
+    def decode(self, x: Float[Array, "... frames channels"]) -> Float[Array, "... samples"]:
+        return self.decoder(self.representation.magnitudes(x))
 
 
 @dataclass(frozen=True, eq=False)

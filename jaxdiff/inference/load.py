@@ -13,8 +13,9 @@ from jaxdiff import config as configuration
 from jaxdiff import shipped
 from jaxdiff.config import Config, ConfigError, from_dict, to_dict
 from jaxdiff.data.files import atomic
-from jaxdiff.features import Normalization, Normalized
+from jaxdiff.features import LogMel, Normalization, Normalized, Vocoded
 from jaxdiff.methods import Method, Model
+from jaxdiff.tasks import Vocode
 from jaxdiff.training import CheckpointError, checkpoints
 from jaxdiff.training.ema import reconstruct
 
@@ -105,8 +106,8 @@ def _load_run(directory: Path, ema: float | None, model: Model | None, method: M
 def pipeline_of(
     config: Config, classes: tuple[str, ...], params: Any, normalization: Normalization | None, **about: Any
 ) -> Pipeline:
-    """The pipeline of a configuration with trained weights."""
-    model = configuration.model(config, classes, normalization)
+    """The pipeline of a configuration with trained weights; one whose features name a vocoder decodes by it."""
+    model = _with_vocoder(configuration.model(config, classes, normalization))
     return Pipeline(
         model,
         config.method,
@@ -116,6 +117,37 @@ def pipeline_of(
         config=config,
         **about,
     )
+
+
+def _with_vocoder(model: Model) -> Model:
+    """The model, of which log-mel features that name a vocoder are decoded by the shipped one of that name, and by no
+    other file.
+
+    Raises ConfigError where there is none of the name or it was trained on other mel bands.
+    """
+    own = model.representation
+    mel = own.representation if isinstance(own, Normalized) else own
+    if not isinstance(mel, LogMel) or mel.vocoder is None:
+        return model
+    name = mel.vocoder
+    if name not in shipped.names():
+        raise ConfigError(f"representation.vocoder {name}: {shipped.unknown(name)}")
+    there = _load_file(Path(_file(name) or name))
+    task, r = there.model.task, there.model.representation
+    ours = (mel.sample_rate, mel.n_fft, mel.hop_length, mel.n_mels, mel.fmin, mel.fmax)
+    theirs = (
+        (there.sample_rate, task.n_fft, task.hop_length, task.n_mels, 0.0, task.fmax)
+        if isinstance(task, Vocode)
+        else ()
+    )
+    if ours != theirs:
+        raise ConfigError(
+            f"representation.vocoder {name}: was trained on mel bands of {theirs}, here are {ours} (rate, n_fft, "
+            f"hop_length, n_mels, fmin, fmax); set those of the representation alike"
+        )
+    vocoded = Vocoded(mel, there.of_magnitudes, r.phase_period)
+    whole = Normalized(vocoded, own.normalization) if isinstance(own, Normalized) else vocoded
+    return model._replace(representation=whole)
 
 
 def export(pipeline: Pipeline, path: str | Path, *, half: bool = False) -> Path:

@@ -94,6 +94,28 @@ def frames(
     return figure
 
 
+def roll(notes: np.ndarray, title: str) -> Any:
+    """A figure with notes [notes, 4] as bars over seconds, as high as their pitch and as dark as their velocity."""
+    from matplotlib.collections import PolyCollection
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4), dpi=100, layout="constrained")
+    axis = figure.subplots()
+    corners = [[(a, p - 0.4), (b, p - 0.4), (b, p + 0.4), (a, p + 0.4)] for a, b, p, _ in notes]
+    bars = PolyCollection(corners, cmap="magma_r", clim=(0, 127))
+    bars.set_array(np.asarray([v for *_, v in notes], float))
+    axis.add_collection(bars)
+    low, high = (notes[:, 2].min(), notes[:, 2].max()) if len(notes) else (60, 72)
+    axis.set(xlim=(0, max(1e-3, notes[:, 1].max(initial=1.0))), ylim=(low - 2, high + 2))
+    octaves = np.arange(12 * (int(low - 2) // 12), high + 3, 12)
+    axis.set_yticks(octaves[octaves >= low - 2], [f"C{int(o) // 12 - 1}" for o in octaves if o >= low - 2])
+    axis.set(xlabel="time (s)", ylabel="pitch")
+    axis.grid(alpha=0.3)
+    figure.colorbar(bars, ax=axis, label="velocity")
+    _title(axis, title, 9)
+    return figure
+
+
 def _decibels(y: np.ndarray, sample_rate: float, hop: int) -> np.ndarray:
     frames, length = 1 + len(y) // hop, 8 * hop << max(0, (len(y) // (8 * hop)).bit_length())  # few programs for all
     y = np.pad(y, (0, length - len(y)))

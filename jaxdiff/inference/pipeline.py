@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from jaxdiff.config import Config, ConfigError
 from jaxdiff.diffusion import noise, spaced_times
@@ -85,6 +85,11 @@ class Pipeline:
         classes = f", classes {', '.join(self.classes)}" if self.classes else ""
         return f"<Pipeline {', '.join(names)} at {self.sample_rate} Hz, step {self.step}{classes}>"
 
+    def using(self, model: Model, method: Method) -> "Pipeline":
+        """The same weights and settings with another task or method around them."""
+        names = ("seconds", "window_seconds", "sampling", "config", "step", "fingerprint", "directory", "warnings")
+        return Pipeline(model, method, self.params, **{name: getattr(self, name) for name in names})
+
     # What is asked for ----------------------------------------------------------------------------------------------
 
     def __call__(
@@ -97,6 +102,7 @@ class Pipeline:
         labels: str | int | Sequence[str | int | None] | None = None,
         seed: int = 0,
         request: Any = None,
+        also: sounds.Also | None = None,
         **knobs: Any,
     ) -> Output:
         """Sounds of a model that generates, or of a task that begins with a sound.
@@ -104,8 +110,10 @@ class Pipeline:
         `sound` is an array [samples] or [channels, samples] at `sr` Hz, a path, or a list of them; the output has its
         length, rate and channels. Without it `count` sounds (1) of `seconds` (the training crop's) are made; `labels`
         names the class of all or of each in turn, and None takes the classes in turn. `request` are options of the
-        task, and `knobs` those fields of `Sampling` that the method has a use for, or `times`, an array that falls from
-        1 to 0. Raises ConfigError for what cannot be met and AudioError for a file that cannot be used.
+        task, `also` gives for each window, by its start and length in samples at the model's rate, what a task wants to
+        know beside the sound, and `knobs` are those fields of `Sampling` that the method has a use for, or `times`, an
+        array that falls from 1 to 0. Raises ConfigError for what cannot be met and AudioError for a file that cannot be
+        used.
         """
         asked, facts = self._asked(sound is not None, seed, request, knobs)
         if sound is None:
@@ -115,14 +123,21 @@ class Pipeline:
         made, rates, about = [], [], []
         for i, one in enumerate(several):
             source = sounds.read(one, sr, self.sample_rate)
-            whole = np.concatenate([piece for _, piece in self._process(source, seed, i, asked)], axis=-1)
+            whole = np.concatenate([piece for _, piece in self._process(source, seed, i, asked, also=also)], axis=-1)
             made.append(whole if len(source.shape) == 2 else whole[0])
             rates.append(source.rate)
             about.append({**facts, "item": i, "source": str(one) if isinstance(one, str | Path) else None})
         return Output(made, rates, about)
 
     def in_pieces(
-        self, file: str | Path, *, seed: int = 0, request: Any = None, streaming: bool = False, **knobs: Any
+        self,
+        file: str | Path,
+        *,
+        seed: int = 0,
+        request: Any = None,
+        also: sounds.Also | None = None,
+        streaming: bool = False,
+        **knobs: Any,
     ) -> tuple[dict[str, Any], Iterator[tuple[np.ndarray, np.ndarray]]]:
         """What a sidecar says, and a sound file with what `self(file)`, or with `streaming` what `self.stream()` makes
         of it, both [channels, samples], piece by piece: memory does not grow with the length of the file, which is read
@@ -130,8 +145,21 @@ class Pipeline:
         asked, facts = self._asked(True, seed, request, knobs)
         stream = self.stream(request) if streaming else None
         facts |= {} if stream is None else {"streaming": True, "latency_seconds": stream.latency_seconds}
-        pieces = self._process(sounds.read(file, None, self.sample_rate), seed, 0, asked, stream)
+        pieces = self._process(sounds.read(file, None, self.sample_rate), seed, 0, asked, stream, also)
         return {**facts, "item": 0, "source": str(file)}, pieces
+
+    def features(
+        self, sound: Sound, *, sr: float | None = None, seed: int = 0, request: Any = None, **knobs: Any
+    ) -> Iterator[np.ndarray]:
+        """The features that the model makes of a sound, channels mixed, before they become sound again: pieces
+        [frames, channels] of `1 + samples // hop_length` frames at the model's rate.
+
+        Raises as a call does.
+        """
+        asked, _ = self._asked(True, seed, request, knobs)
+        take, length = sounds.mixed(sounds.read(sound, sr, self.sample_rate), self.model.task, self.sample_rate)
+        for piece in self._windows(take, length, 1, seed, 0, asked, features=True):
+            yield piece[0].T
 
     def stream(self, request: Any = None) -> SoundStream:
         """Enhancement of sound that arrives in chunks, by a network that sees no later frames: see `SoundStream`.
@@ -160,6 +188,17 @@ class Pipeline:
         """
         _, facts, pieces = self.mel_in_pieces(mel, scale=scale, seed=seed, request=request, **knobs)
         return Output([np.concatenate(list(pieces), axis=-1)[0]], [self.sample_rate], [facts])
+
+    def of_magnitudes(self, M: Float[Array, "batch mels frames"]) -> Float[Array, "batch samples"]:
+        """The sound of mel magnitudes by a vocoder, with its own settings: a pure function for other programs."""
+        model, asked = self.model, self._asked(True, 0, None, {})[0]
+        frames = M.shape[-1]
+        wave = jnp.zeros((len(M), (frames - 1) * model.representation.hop_length), M.dtype)
+        given = model.task.given(model.representation, {"wave": wave, "mel": M}, asked.request)
+        keys = jax.random.split(jax.random.key(0), len(M))
+        sample = self.method.make_sample(model, asked.sampling, jnp.asarray(asked.times, jnp.float32))
+        start = noise(keys, (len(M), frames, model.representation.channels))
+        return model.task.finish(model.representation, sample(self.params, given, start, keys), given)
 
     def mel_in_pieces(
         self,
@@ -305,14 +344,15 @@ class Pipeline:
             return Known(known, place < 0)
         return Known(known.at[:, :shared].set(x0[:, frames - shared :]), (place >= r.edge) & (place < shared - r.edge))
 
-    def _process(self, source, seed, item, asked, stream=None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def _process(self, source, seed, item, asked, stream=None, also=None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """A sound and what the task, or a stream, makes of it, in pieces; all channels draw the same noise."""
         windows = functools.partial(self._windows, seed=seed, item=item, asked=asked)
-        return sounds.processed(source, self.model.task, asked.request, self.sample_rate, windows, stream)
+        return sounds.processed(source, self.model.task, asked.request, self.sample_rate, windows, stream, also)
 
-    def _windows(self, take, length, channels, seed, item, asked) -> Iterator[np.ndarray]:
-        """The result [channels, samples] at the model's rate, `length` in all, window by window; `take(start, window)`
-        gives a window's batch, with an item per channel, and is called in order."""
+    def _windows(self, take, length, channels, seed, item, asked, features=False) -> Iterator[np.ndarray]:
+        """The result [channels, samples] at the model's rate, `length` in all, window by window, or with `features`
+        [channels, features, frames]; `take(start, window)` gives a window's batch, with an item per channel, and is
+        called in order."""
         hop, r = self._hop, self.model.representation
         window, overlap = -(-length // hop) * hop, 0
         usual = max(1, round(self.window_seconds * self.sample_rate / self._unit)) * self._unit
@@ -338,16 +378,20 @@ class Pipeline:
                 number = np.array([n for n, *_ in full], np.int32)
                 first = np.array([start for _, start, _ in full], np.int32) // r.hop_length
                 inputs = (batch, keys, number, first, ())
-                yield lambda group=group, inputs=inputs: (group, np.asarray(program(self.params, *inputs)[0]))
+                yield lambda group=group, inputs=inputs: (group, np.asarray(program(self.params, *inputs)[features]))
 
-        begin, open_ = 0, np.zeros((channels, advance + window), np.float32)  # what later windows may still change
-        for group, waves in chunks.ahead(calls()):
-            for (_, start, channel), made in zip(group, waves, strict=False):
-                if start > begin + advance:
-                    yield open_[:, :advance]
-                    open_, begin = np.pad(open_[:, advance:], ((0, 0), (0, advance))), begin + advance
-                chunks.join(open_[channel], made, start - begin, overlap)
-        yield open_[:, : length - begin]
+        per, lead = (r.hop_length, (channels, r.channels)) if features else (1, (channels,))
+        places, step = (length // per + 1 if features else length), advance // per
+        begin, open_ = 0, np.zeros((*lead, (advance + window) // per + features), np.float32)  # what may still change
+        for group, results in chunks.ahead(calls()):
+            results = results.swapaxes(1, 2) if features else results
+            for (_, start, channel), made in zip(group, results, strict=False):
+                if start // per > begin + step:
+                    yield open_[..., :step]
+                    open_ = np.concatenate([open_[..., step:], np.zeros_like(open_[..., :step])], axis=-1)
+                    begin += step
+                chunks.join(open_[channel], made, start // per - begin, overlap // per)
+        yield open_[..., : places - begin]
 
     # What follows from the model ------------------------------------------------------------------------------------
 

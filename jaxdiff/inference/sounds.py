@@ -23,6 +23,7 @@ GRID_HZ = 50  # what `restore` sees begins at a multiple of round(rate / 50) sam
 
 Sound = np.ndarray | str | Path
 Take = Callable[[int, int], Batch]
+Also = Callable[[int, int], dict[str, np.ndarray]]  # (start, window) in samples: further inputs of one item
 
 
 class Source(NamedTuple):
@@ -62,15 +63,15 @@ def processed(
     sr: int,
     windows: Callable[[Take, int, int], Iterator[np.ndarray]],
     stream: SoundStream | None = None,
+    also: Also | None = None,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """The sound and what is made of it, both [channels, samples], in pieces.
 
     `windows(take, length, channels)` makes sound at `sr` Hz of the batches that `take(start, window)` gives; a `stream`
-    is used instead where there is one.
+    is used instead where there is one. What `also` gives for a window is put into its batch, alike for all channels.
     """
-    rate, length, peak, channels = source.rate, 0, 0.0, 1
-    for y in chunks.resampled(source.blocks(), rate, sr):
-        channels, length, peak = len(y), length + y.shape[-1], max(peak, float(np.abs(y).max(initial=0)))
+    rate = source.rate
+    channels, length, peak = _measured(chunks.resampled(source.blocks(), rate, sr))
     sound, made = chunks.Passing(channels), chunks.Passing(channels)
 
     def heard() -> Iterator[np.ndarray]:
@@ -86,10 +87,9 @@ def processed(
         made.forget(stop - context)
         return given[:, inner], np.asarray(out[:, inner], np.float32)
 
-    length = max(length, 1)  # a sound may be shorter than a sample of this rate
     if stream is None:
         gain, passing = float(task.gain(peak)), chunks.Passing(channels)
-        take = _windowed(chunks.resampled(heard(), rate, sr), passing, gain)
+        take = _with(_windowed(chunks.resampled(heard(), rate, sr), passing, gain), also, channels)
         results = (part / gain for part in windows(take, length, channels))
     else:
         results = enhanced_blocks(stream, chunks.resampled(heard(), rate, sr), length)
@@ -104,6 +104,31 @@ def processed(
         stop = min(start + size, sound.end)
         yield restored(start, stop)
         start = stop
+
+
+def _with(take: Take, also: Also | None, channels: int) -> Take:
+    if also is None:
+        return take
+    more = lambda *where: {k: np.broadcast_to(v, (channels, *v.shape)) for k, v in also(*where).items()}  # noqa: E731
+    return lambda *where: {**take(*where), **more(*where)}
+
+
+def mixed(source: Source, task: Task, sr: int) -> tuple[Take, int]:
+    """Windows of the mean of all channels at `sr` Hz and at the task's level, and how many samples there are."""
+
+    def mono() -> Iterator[np.ndarray]:
+        return (y.mean(0, keepdims=True) for y in chunks.resampled(source.blocks(), source.rate, sr))
+
+    _, length, peak = _measured(mono())
+    return _windowed(mono(), chunks.Passing(1), float(task.gain(peak))), length
+
+
+def _measured(blocks: Iterator[np.ndarray]) -> tuple[int, int, float]:
+    """Channels, samples (at least one: a sound may be shorter than a sample of its rate) and peak of a sound."""
+    length, peak, channels = 0, 0.0, 1
+    for y in blocks:
+        channels, length, peak = len(y), length + y.shape[-1], max(peak, float(np.abs(y).max(initial=0)))
+    return channels, max(length, 1), peak
 
 
 def _windowed(blocks: Iterator[np.ndarray], heard: chunks.Passing, gain: float) -> Take:

@@ -1,8 +1,9 @@
-"""Regression: the conditional mean in one pass, by mean squared error of the features. A baseline."""
+"""Regression: the conditional mean in one pass, by mean squared error of the features or as probabilities."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
@@ -15,10 +16,16 @@ from . import method
 
 @dataclass(frozen=True)
 class Regression(method.Method):
-    """The network is shown what is given and nothing of x0: where the task begins, or zeros."""
+    """The network is shown what is given and nothing of x0: where the task begins, or zeros.
+
+    With `loss` binary the features are probabilities, the network's output their logits and the loss the cross-entropy,
+    in which what is there weighs `positive_weight` times as much as what is not.
+    """
 
     takes_start: ClassVar[bool] = True
 
+    loss: Literal["squared", "binary"] = "squared"
+    positive_weight: ranges.Positive = 1.0  # of binary
     auxiliary: method.AuxiliaryName = "none"  # loss of the decoded sound, times auxiliary_weight
     auxiliary_weight: ranges.Weight = 1.0
 
@@ -30,7 +37,7 @@ class Regression(method.Method):
         def loss(network, example: Example, context: method.Context):
             x0, given = example
             made = _mean(network, x0.shape, given)
-            loss, metrics = ((made - x0) ** 2).mean(), {}
+            loss, metrics = self._loss(made, x0).mean(), {}
             auxiliary = method.sound_distance(model, self.auxiliary, self.auxiliary_weight, given)
             if auxiliary is not None:
                 metrics["auxiliary"] = auxiliary(made, x0, given.cond).mean()
@@ -41,9 +48,15 @@ class Regression(method.Method):
 
     def make_sample(self, model: method.Model, sampling: method.Sampling, times: Array) -> method.Sample:
         def sample(params: Params, given: Given, noise: Array, keys: Array) -> Array:
-            return _mean(model.network.bound(params), noise.shape, given)
+            made = _mean(model.network.bound(params), noise.shape, given)
+            return jax.nn.sigmoid(made) if self.loss == "binary" else made
 
         return sample
+
+    def _loss(self, made: Array, x0: Array) -> Array:
+        if self.loss == "squared":
+            return (made - x0) ** 2
+        return self.positive_weight * x0 * jax.nn.softplus(-made) + (1 - x0) * jax.nn.softplus(made)
 
 
 def _mean(network, shape: tuple[int, ...], given: Given) -> Array:

@@ -54,6 +54,24 @@ class Constant(nnx.Module):
         return jnp.broadcast_to(self.bias[...], (len(c), self.bias.shape[0]))
 
 
+class TokenPool(nnx.Module):
+    """One vector for a set of tokens: the mean and the deviation of an MLP of each, zero without tokens. Kernels LeCun
+    normal, but the last, which is zero at first."""
+
+    def __init__(self, features: int, width: int, rngs: nnx.Rngs):
+        self.first, self.second = nnx.Linear(features, width, rngs=rngs), nnx.Linear(width, width, rngs=rngs)
+        zeros = nnx.initializers.zeros_init()
+        self.last = nnx.Linear(2 * width, width, kernel_init=zeros, use_bias=False, rngs=rngs)
+
+    def __call__(self, tokens: Array, mask: Array | None) -> Array:
+        h = self.second(jax.nn.gelu(self.first(tokens)))
+        weight = jnp.ones(h.shape[:2], h.dtype) if mask is None else mask.astype(h.dtype)
+        weight = (weight / jnp.maximum(weight.sum(1, keepdims=True), 1))[..., None]
+        mean = (weight * h).sum(1)
+        variance = (weight * (h - mean[:, None]) ** 2).sum(1)
+        return self.last(jnp.concatenate([mean, jnp.sqrt(variance + 1e-6) * weight.sum(1)], axis=-1))
+
+
 def _modulation(size: int, width: int, timed: bool, rngs: nnx.Rngs) -> nnx.Module:
     zeros = nnx.initializers.zeros_init()
     return nnx.Linear(width, size, kernel_init=zeros, rngs=rngs) if timed else Constant(size)
@@ -68,7 +86,9 @@ class ConvNeXt(layers.FrameNetwork):
     """`depth` blocks of `width` channels on `[batch, frames, features]`; the MLPs are `expansion` times as wide.
 
     `kernel` taps (odd), with dilations 1, 2, 4 ... 2**(dilation_cycle - 1), repeated. Not `timed`, it sees neither time
-    nor class, for methods of one pass: a quarter of the weights are not there. Other options: see `layers`.
+    nor class, for methods of one pass: a quarter of the weights are not there. A condition's tokens, of
+    `token_features`, are pooled to one vector that modulates as time and class do (a set of frames of a voice tells
+    whose it is). Other options: see `layers`.
     """
 
     def __init__(
@@ -83,6 +103,7 @@ class ConvNeXt(layers.FrameNetwork):
         timed: bool = True,
         condition_features: int = 0,
         num_classes: int = 0,
+        token_features: int = 0,
         label_dropout: ranges.Share = 0.1,
         self_conditioning: bool = False,
         second_time: bool = False,
@@ -95,10 +116,11 @@ class ConvNeXt(layers.FrameNetwork):
             raise ValueError(f"kernel: expected an odd number of taps, got {kernel}; use {kernel + 1}")
         self.kernel, self.remat, self.self_conditioning = kernel, remat, self_conditioning
         self.dilations = tuple(2 ** (i % dilation_cycle) for i in range(depth))
-        if not timed and (num_classes or second_time):
-            raise ValueError("timed no: the network would see no class and no second time, which are needed; use yes")
+        if not timed and (num_classes or second_time or token_features):
+            raise ValueError("timed no: the network would see no class, tokens or second time, as is needed; use yes")
         conditioner = functools.partial(layers.Conditioner, width, num_classes, label_dropout, second_time, rngs=rngs)
         self.conditioner = conditioner() if timed else _none
+        self.pool = TokenPool(token_features, width, rngs) if token_features else None
         self.input = nnx.Linear(2 * features if self_conditioning else features, width, rngs=rngs)
         self.condition = nnx.Linear(condition_features, width, rngs=rngs) if condition_features else None
         make = functools.partial(Block, width, kernel, expansion, 1 / depth, compute_dtype, timed)
@@ -112,6 +134,8 @@ class ConvNeXt(layers.FrameNetwork):
         return 1 + (self.kernel - 1) * sum(self.dilations)
 
     def hidden(self, x_t: Array, c: Array, cond: layers.Condition, rngs: nnx.Rngs | None) -> Array:
+        if self.pool is not None and cond.tokens is not None:
+            c = c + self.pool(cond.tokens, cond.token_mask)
         h, valid, largest = self.projected(x_t, cond), cond.valid(x_t.shape[1]), max(self.dilations)
         fixed = largest == 1  # then the slices are known to the compiler
 

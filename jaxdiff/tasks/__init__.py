@@ -3,7 +3,11 @@
 from .enhance import Amount as Amount
 from .enhance import Enhance as Enhance
 from .generate import Generate as Generate
+from .instrument import Conversion as Conversion
+from .instrument import Instrument as Instrument
 from .mixtures import Mixture as Mixture
+from .restyle import Keep as Keep
+from .restyle import Restyle as Restyle
 from .task import Batch as Batch
 from .task import Example as Example
 from .task import Given as Given
@@ -11,8 +15,17 @@ from .task import Known as Known
 from .task import Needs as Needs
 from .task import NoRequest as NoRequest
 from .task import Task as Task
+from .transcribe import Transcribe as Transcribe
 from .vocode import Phases as Phases
 from .vocode import Vocode as Vocode
 from .vocode import spectral_envelope as spectral_envelope
+from .voice import Voice as Voice
 
-TASKS = {"generate": Generate, "vocode": Vocode, "enhance": Enhance}  # the names of `task.kind` and of the commands
+TASKS = {  # the names of `task.kind` and of the commands
+    "generate": Generate,
+    "vocode": Vocode,
+    "enhance": Enhance,
+    "transcribe": Transcribe,
+    "instrument": Instrument,
+    "voice": Voice,
+}

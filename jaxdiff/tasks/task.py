@@ -48,11 +48,13 @@ class Example(NamedTuple):
 
 
 class Needs(NamedTuple):
-    """What a network must be built for: condition channels, samples per condition frame (0: none), classes."""
+    """What a network must be built for: condition channels, samples per condition frame (0: none), classes, features of
+    a condition token (0: none)."""
 
     condition_features: int = 0
     condition_hop: int = 0
     num_classes: int = 0
+    token_features: int = 0
 
 
 @dataclass(frozen=True)
