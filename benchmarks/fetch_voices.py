@@ -8,18 +8,19 @@ Into FOLDER go files of equal length under equal names,
     {train,tune}_source/VOICE/NNNN.flac     what is converted, aligned in time with it
     {train,tune}/text.tsv                   file, text and source of each synthetic pair
 
-The targets `woman` (flite's slt; --sentences for training), `man` (rms) and `awb` (a man, too; a quarter as many each)
-are synthesised by flite, as they are, but for their speed, which varies by a tenth. The sources are the same sentences by the other
-voices of flite. They are made to differ: in speed, in the mean and the deviation of their pitch (which the voice rms
-ignores), and by resampling, which shifts pitch and formants together. flite names the end of each phone in both. Where
-the phones are the same, the pauses between words aside, the source is warped in time, phone by phone, by WSOLA
-(Verhelst & Roelands 1993): windows at the mapped time are overlapped and added, each moved by up to 6 ms to where it
-goes on best from the one before, so that pitch and formants stay. Faults of this are in the source only. A pause that
-the source lacks is silent there, one that the target lacks is left out. Other pairs are dropped.
+The targets `woman` (flite's slt; --sentences for training), `man` (rms) and `awb` (a man, too; a quarter as many
+each) are synthesised by flite, as they are, but for their speed, which varies by a tenth. The sources are the same
+sentences by the other voices of flite. They are made to differ: in speed, in the mean and the deviation of their pitch
+(which the voice rms ignores), and by resampling, which shifts pitch and formants together. flite names the end of each
+phone in both. Where the phones are the same, the pauses between words aside, the source is warped in time, phone by
+phone, by WSOLA (Verhelst & Roelands 1993): windows at the mapped time are overlapped and added, each moved by up to
+6 ms to where it goes on best from the one before, so that pitch and formants stay. Faults of this are in the source
+only. A pause that the source lacks is silent there, one that the target lacks is left out. Other pairs are dropped.
 
 The recorded voices of SOUNDS/voices/train and /tune, as `fetch_sounds.py` makes them, are their own sources: hard links
-to the same files, up to --minutes of each voice for training; nexuiz-tutorial, an English man, is left for judging. The sentences are made from the frames, words and facts
-below; a fifth of the frames and of the facts is for tuning only, so that no sentence is in both splits.
+to the same files, up to --minutes of each voice for training; nexuiz-tutorial, an English man, is left for judging. The
+sentences are made from the frames, words and facts below; a fifth of the frames and of the facts is for tuning only, so
+that no sentence is in both splits.
 
 Licences: flite and its voices are free, like BSD (Carnegie Mellon University; see the copyright file of the package
 flite); those of the recorded voices are named in `fetch_sounds.py`.

@@ -307,9 +307,7 @@ def main() -> None:
     found["phones of other sentences"] = error_rate(others[1:], others[:-1])
     print(f"phone edit rate between different sentences: {found['phones of other sentences']:.2f}", flush=True)
 
-    print(
-        "Recorded voices not trained on: median F0, similarity to the woman and, clip against the rest, to the own voice"
-    )
+    print("Recorded voices not trained on: median F0, similarity to the woman, and to the own voice")
     for split in ("tune", "test"):
         for folder in sorted((arguments.sounds / "voices" / split).iterdir()):
             waves = clips(folder, arguments.clips)

@@ -39,7 +39,8 @@ def corpus(folders, name):
 
 
 def read(folders, crop, count, *, memory: float = 0, seed=3, start=0, drawn=(), paired=()):
-    further = Further(*({name: corpus(folders, path) for name, path in dict(part).items()} for part in (drawn, paired)))
+    drawn, paired = ({name: corpus(folders, path) for name, path in dict(part).items()} for part in (drawn, paired))
+    further = Further(drawn, paired)
     made = batches(corpus(folders, "wave"), crop, 4, seed, start=start, memory=memory, further=further)
     return [next(made) for _ in range(count)]
 

@@ -31,6 +31,8 @@ CALLS: dict[str, tuple[tuple, dict[str, Any]]] = {
     "istft": ((BINS,), dict(hop_length=16)),
     "magphase": ((BINS,), dict()),
     "power_to_db": ((SPECTRUM,), dict()),
+    "piano_roll": ((np.ones((3, 4), np.float32),), dict(frames=9, frame_seconds=0.1)),
+    "PianoRoll": ((), dict(hop_length=100)),
     "amplitude_to_db": ((SPECTRUM,), dict()),
     "db_to_power": ((SPECTRUM,), dict()),
     "db_to_amplitude": ((SPECTRUM,), dict()),
@@ -115,8 +117,8 @@ CALLS: dict[str, tuple[tuple, dict[str, Any]]] = {
     "LogMel": ((8000, 64, 16, 4), dict()),
 }
 OTHERS = {  # abstract, made of parts that are checked on their own, or taking any number of them
-    "Augmentation", "Mixed", "Normalization", "Normalized", "Representation", "Stream", "compose", "fit_normalization",
-    "polarity_inversion",
+    "Augmentation", "Roll", "Vocoded", "notes_of_roll", "Mixed", "Normalization", "Normalized", "Representation",
+    "Stream", "compose", "fit_normalization", "polarity_inversion",
 }  # fmt: skip
 ARRAYS: dict[str, Any] = {
     "scalar": FLOAT,

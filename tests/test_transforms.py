@@ -75,6 +75,7 @@ TRANSFORMS = {  # name: (what its input is made of, options)
 NOT_SMOOTH = {"spectral_rolloff", "zero_crossing_rate", "pyin", "yin", "hpss_masks", "hpss", "spectral_contrast"}
 # Representations, streams, filter banks; loudness, filters, losses, augmentation are held to it in their own tests.
 NO_TRANSFORM = {
+    "PianoRoll", "Roll", "Vocoded", "piano_roll", "notes_of_roll",
     "CompressedStft", "LogMel", "Magnitude", "Normalization", "Normalized", "Patches", "Representation", "Stream",
     "fit_normalization", "hz_to_mel", "mel_to_hz", "mel_filterbank", "fft_frequencies", "stft_stream",
     "istft_stream", "melspectrogram_stream", "chroma_filterbank", "cq_to_chroma", "cqt_frequencies",

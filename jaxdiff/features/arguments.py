@@ -22,12 +22,12 @@ from jaxtyping import Array, Float
 _Function = TypeVar("_Function", bound=Callable)
 
 _RANGES = {  # of numbers, by the names of the options; others take any finite number
-    "[1, inf)": "bins_per_octave frame_length hop_length kernel_size lag margin max_size n_bands n_bins n_chroma n_fft "
-    "n_input n_mels n_mfcc n_octaves n_thresholds order oversampling phase_period sample_rate samples size width "
-    "win_length",
+    "[1, inf)": "bins_per_octave frame_length frames hop_length kernel_size lag margin max_size n_bands n_bins "
+    "n_chroma n_fft n_input n_mels n_mfcc n_octaves n_thresholds order oversampling phase_period sample_rate samples "
+    "size width win_length",
     "[0, inf)": "count fmin gamma largest length lifter max_transition_rate n_iter peaks",
-    "(0, inf)": "alpha amin boltzmann_parameter exponent filter_scale floor fmax high_hz low_hz octwidth orig_sr p q "
-    "sr target_sr",
+    "(0, inf)": "alpha amin boltzmann_parameter exponent filter_scale floor fmax frame_seconds high_hz low_hz octwidth "
+    "orig_sr p q sr target_sr",
     "(0, inf]": "mel_norm norm power",
     "[0, inf]": "top_db",
     "(0, 1)": "quantile resolution roll_percent rolloff",

@@ -29,7 +29,7 @@ class Roll(NamedTuple):
 
 
 @checked
-def piano_roll(notes: Float[Array, "... notes four"], *, frames: int, frame_seconds: float) -> Roll:
+def piano_roll(notes: Float[Array, "... notes values"], *, frames: int, frame_seconds: float) -> Roll:
     """The roll of notes; frame m is at `m * frame_seconds`. Pitches that no piano has are left out.
 
     Where two notes of a key overlap, the later and the stronger of both count.
@@ -38,6 +38,11 @@ def piano_roll(notes: Float[Array, "... notes four"], *, frames: int, frame_seco
     >>> roll.sounding[:, 48].tolist()
     [0.0, 1.0, 1.0, 0.0, 0.0]
     """
+
+    if notes.ndim < 2 or notes.shape[-1] != 4:
+        raise ValueError(
+            f"piano_roll: notes must be [..., notes, 4]: onset, offset, pitch and velocity, got {list(notes.shape)}"
+        )
 
     def one(notes: Array) -> Roll:
         onset, offset, pitch, velocity = notes.T[..., None]

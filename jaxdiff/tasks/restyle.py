@@ -76,6 +76,8 @@ def kept(
     representation: Representation, request: Keep, source: Float[Array, "batch frames bands"], x0: Array
 ) -> Float[Array, "batch frames bands"]:
     """Features x0 with what is kept of those of the source: normalised features of log-mel bands, both."""
+    if not (request.melody or request.loudness or request.onsets):
+        return x0
     mel = log_mel_of(representation)
     mean, scale = representation.normalization if isinstance(representation, Normalized) else (0.0, 1.0)
     s, x = source * scale + mean, x0 * scale + mean
