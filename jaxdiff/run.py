@@ -223,7 +223,9 @@ def _newest(directory: Path, report: Callable[[str], None]) -> int | None:
 # From a configuration -----------------------------------------------------------------------------------------------
 
 # What may differ from the run that is resumed: these at any time, and those when the user says so.
-_MAY_CHANGE = re.compile(r"train\.(steps|log_every|sample_every|save_every)|sampling\..*|data\.memory_mb")
+_MAY_CHANGE = re.compile(
+    r"train\.(steps|log_every|sample_every|save_every)|sampling\..*|data\.memory_mb|representation\.vocoder"
+)
 _ON_PURPOSE = re.compile(r"train\.(learning_rate|batch|warmup)|data\.(path|labels|drawn|paired)|corpus")
 
 
@@ -362,6 +364,8 @@ def _begin_with(
             f"{where} in Python with parts of its own; begin with such weights by jaxdiff.train(params=...)"
         )
     theirs, ours = to_dict(there.config), to_dict(config)
+    for tree in (theirs, ours):
+        tree["representation"].pop("vocoder", None)  # which no training hears
     differ = [name for name in ("task", "representation", "normalize", "network") if theirs[name] != ours[name]]
     other = {name: f"{where} with {name} {theirs[name]}, here it is {ours[name]}" for name in differ}
     for name in differ:
