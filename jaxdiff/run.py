@@ -224,7 +224,8 @@ def _newest(directory: Path, report: Callable[[str], None]) -> int | None:
 
 # What may differ from the run that is resumed: these at any time, and those when the user says so.
 _MAY_CHANGE = re.compile(
-    r"train\.(steps|log_every|sample_every|save_every)|sampling\..*|data\.memory_mb|representation\.vocoder"
+    r"train\.(steps|log_every|sample_every|save_every)|sampling\..*|data\.memory_mb|representation\.vocoder|"
+    r"task\.pitch_.*"
 )
 _ON_PURPOSE = re.compile(r"train\.(learning_rate|batch|warmup)|data\.(path|labels|drawn|paired)|corpus")
 

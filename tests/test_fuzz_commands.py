@@ -94,7 +94,8 @@ def trace(config: Config) -> None:
     model, key = configuration.model(config, ("a", "b"), None), jax.random.key(0)
     optimizer = make_optimizer(config.train.learning_rate, config.train.steps)
     batch = {"wave": jnp.zeros((config.train.batch, crop.samples)), "label": jnp.zeros(config.train.batch, int)}
-    batch |= dict.fromkeys(model.task.inputs, batch["wave"])
+    notes = jnp.zeros((config.train.batch, 8, 4))
+    batch |= {name: notes if name == "notes" else batch["wave"] for name in model.task.inputs}
 
     def step(batch):
         everything, *rest = config.method.init(model, model.network.init(key), optimizer, config.train.steps, key)

@@ -10,7 +10,7 @@ import pytest
 from oracles import max_relative
 
 from jaxdiff.features import CompressedStft, LogMel, Magnitude, Patches
-from jaxdiff.tasks import Generate, Vocode, spectral_envelope
+from jaxdiff.tasks import Generate, Needs, Vocode, spectral_envelope
 
 MEL: dict[str, Any] = dict(n_fft=512, n_mels=40)
 
@@ -47,7 +47,7 @@ def test_training_and_use_know_the_same(representation):
     assert given.cond.frames.shape == (4, representation.frames(8192), 40)
     assert (example.x0 == representation.encode(batch["wave"])).all()
     needs = task.needs(representation)
-    assert needs == (40, 128, 0)
+    assert needs == Needs(40, 128)
 
 
 @pytest.mark.slow
