@@ -46,8 +46,8 @@ class Voice(Task):
 
     classes: tuple[str, ...] = ()
     cepstra: ranges.Count = 20
-    stretch: ranges.Weight = 0.35
-    equalizer_db: ranges.Weight = 8.0
+    stretch: ranges.Weight = 0.15
+    equalizer_db: ranges.Weight = 4.0
     pitch_hz: Mapping[str, float] = field(default_factory=dict)
     pitch_semitones: Mapping[str, float] = field(default_factory=dict)
     peak_db: Level = -3.0
@@ -129,7 +129,7 @@ class Voice(Task):
         x = x + tilt[:, None]
         level_key, some_key = jax.random.split(noise_key)
         loudest = x.max((1, 2), keepdims=True)
-        floor = loudest - jax.random.uniform(level_key, (batch, 1, 1), minval=30.0, maxval=80.0) / _DB
+        floor = loudest - jax.random.uniform(level_key, (batch, 1, 1), minval=45.0, maxval=90.0) / _DB
         power = jnp.log(10.0) * _DB / 10  # of a unit, as a natural logarithm
         noisy = jnp.logaddexp(power * x, power * floor) / power
         return jnp.where(jax.random.bernoulli(some_key, 0.5, (batch, 1, 1)), noisy, x)
