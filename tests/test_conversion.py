@@ -13,8 +13,10 @@ from jaxdiff.diffusion.samplers import SAMPLERS
 from jaxdiff.features import KEYS, LOWEST_KEY, LogMel, Normalization, Normalized
 from jaxdiff.inference.contours import Contours, contours
 from jaxdiff.inference.convert import kept_contours
+from jaxdiff.methods import Diffusion, Model, Sampling
+from jaxdiff.methods.edit import Edit
 from jaxdiff.networks import Condition, ConvNeXt, from_nnx
-from jaxdiff.tasks import Conversion, Instrument, Keep, Voice
+from jaxdiff.tasks import Conversion, Given, Instrument, Keep, Restyle, Voice
 from jaxdiff.tasks.restyle import kept
 from jaxdiff.tasks.voice import active_frames, pitch_of
 
@@ -236,3 +238,18 @@ def test_inversion_is_exact_for_gaussians_to_second_order(schedule):
     there = invert(denoiser, schedule, x0, times)
     back = SAMPLERS["heun"].sampler(denoiser, schedule, there, times, jax.random.key(0))
     np.testing.assert_allclose(back, x0, atol=0.01)
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.5])
+def test_an_edit_begins_with_the_clip_and_strength_0_leaves_it(strength):
+    network = from_nnx(lambda rngs: ConvNeXt(80, width=8, depth=1, rngs=rngs))
+    model = Model(network, MEL, Restyle())
+    params = jax.tree.map(lambda x: x + 0.3, network.init(jax.random.key(0)))
+    x = jax.random.normal(jax.random.key(1), (1, 9, 80))
+    given = Given(start=x, kept=(Keep(False, False, False), x))
+    edit = Edit(Diffusion(prediction="x0"), strength)
+    sample = edit.make_sample(model, Sampling(sampler="euler"), jnp.linspace(1, 0, 5))
+    noise, keys = jax.random.normal(jax.random.key(2), x.shape), jax.random.split(jax.random.key(3), 1)
+    away = float(jnp.abs(jax.jit(lambda p: sample(p, given, noise, keys))(params) - x).max())
+    assert away == 0 if strength == 0 else 0.3 < away < 1e3
+    assert edit.takes_start and not Diffusion().takes_start

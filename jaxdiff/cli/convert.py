@@ -1,5 +1,6 @@
 """`jaxdiff convert` and `jaxdiff transcribe`: another instrument or voice for what was played or said; its notes."""
 
+import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     from jaxdiff.inference.convert import Kept, Prepared, Target
 
 INSTRUMENTS, VOICES, TRACKER = "instruments-16k", "voice-16k", "notes-16k"
-_SCORES = (".mid", ".midi")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,7 @@ class Transcribe(run.Processed):
         about = {"jaxdiff": __version__, "model": str(self.model)}
 
         def do(file: Path, target: Path, tell: Callable[[float], None]) -> str:
-            notes = process_transcription(pipeline, file, target, threshold=self.threshold, about=about)
+            notes = process_transcription(pipeline, file, target, threshold=self.threshold, about=about, tell=tell)
             return f"{files.beside(target, '.mid')}: {len(notes)} notes"
 
         return files.long_work(jobs, do)
@@ -76,9 +76,10 @@ class Convert(run.Processed):
         if not isinstance(task, Instrument | Voice):
             raise ValueError(f"--model {model}: has the task {type(task).__name__.lower()}, and converts nothing")
         musical = isinstance(task, Instrument)
+        if musical and self.to is None:
+            raise ValueError(f"--target-voice: is for voices, {model} plays {', '.join(pipeline.classes)}; give --to")
         if musical and self.to not in pipeline.classes:
-            wanted = f"--to {self.to}" if self.to else "--target-voice"
-            raise ValueError(f"{wanted}: {model} plays {', '.join(pipeline.classes)}")
+            raise ValueError(f"--to {self.to}: is unknown; {model} plays {', '.join(pipeline.classes)}")
         if self.roll is not None and not musical:
             raise ValueError("--roll: is for instruments; a voice has no notes")
         jobs = files.jobs(self.files, self.out, (*run.ENDS, ".mid") if musical else run.ENDS, self.overwrite)
@@ -112,7 +113,9 @@ class Convert(run.Processed):
             prepared = instrument(pipeline, notes, str(self.to), strength=self.strength)
             said = self._made(pipeline, model, prepared, file, target, tell)
             write_midi(files.beside(target, ".mid"), notes)
-            return said + (_heard(kept_notes(tracker, notes, files.beside(target, ".wav")), file) if self.check else "")
+            if not self.check:
+                return said
+            return said + _heard(kept_notes(tracker, notes, files.beside(target, ".wav")), file, target)
 
         return convert
 
@@ -132,7 +135,7 @@ class Convert(run.Processed):
             said = self._made(pipeline, model, prepared, file, target, tell)
             if not self.check:
                 return said
-            return said + _heard(kept_contours(before, contours(files.beside(target, ".wav"))), file)
+            return said + _heard(kept_contours(before, contours(files.beside(target, ".wav"))), file, target)
 
         return convert
 
@@ -147,8 +150,15 @@ class Convert(run.Processed):
         return f"{files.beside(target, '.wav')}: {done.seconds:.1f} s to {prepared.facts['to']}"
 
 
-def _heard(kept: "Kept", file: Path) -> str:
-    """What was kept, in words; a loss is also warned of."""
+def _heard(kept: "Kept", file: Path, target: Path) -> str:
+    """The words for what was kept, which is put into the sidecar; a loss is also warned of."""
+    from jaxdiff.data.files import atomic
+
+    sidecar = files.beside(target, ".json")
+    facts = json.loads(sidecar.read_text(encoding="utf-8"))
+    facts["kept"] = {name: round(value, 3) for name, value in kept.measures.items()}
+    with atomic(sidecar) as temporary:
+        temporary.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     if kept.lost:
         print(f"jaxdiff: warning: {file}: much was lost ({kept.said}); look at the picture and listen", file=sys.stderr)
     return f", {kept.said}"

@@ -79,9 +79,11 @@ class Crop(NamedTuple):
 
 
 class Further(NamedTuple):
-    """What comes with a crop: by name, corpora to draw from (`drawn`) and corpora of partners (`paired`); with `notes`,
-    a folder of MIDI files of the recordings' names, the "notes" of the same place; with `reference`, as "reference" a
-    crop of another recording of the same class."""
+    """The sounds that come with a crop: by name, corpora to draw from (`drawn`) and corpora of partners (`paired`).
+
+    With `notes`, a folder of MIDI files of the recordings' names, the "notes" of the same place come along; with
+    `reference`, as "reference", a crop of another recording of the same class.
+    """
 
     drawn: Mapping[str, Corpus] = {}
     paired: Mapping[str, Corpus] = {}
@@ -90,7 +92,7 @@ class Further(NamedTuple):
 
     @property
     def names(self) -> set[str]:
-        """Of all that comes with a crop."""
+        """The names of all that comes with a crop."""
         own = {"notes": self.notes is not None, "reference": self.reference}
         return {*self.drawn, *self.paired, *(name for name, there in own.items() if there)}
 

@@ -1,4 +1,4 @@
-"""From data to noise along the probability-flow ODE: the noise from which a sampler would make these data.
+"""Inversion takes data to noise along the probability-flow ODE: to the noise of which a sampler would make these data.
 
 With one model's noise and another model's sampler a sound passes from the first style to the second (dual diffusion
 implicit bridges, Su et al. 2023). The ODE is solved for z as `likelihood.py` says, which is smooth at the data.
@@ -15,8 +15,8 @@ from .schedules import Schedule
 
 
 class Rate(NamedTuple):
-    """What the ODE needs at t = root^2: dz / droot = rate (alpha / scale z - x0_hat), x_t = scale z; `rate` is zero at
-    the data, where `root` is moved aside."""
+    """The terms of the ODE at t = root^2: dz / droot = rate (alpha / scale z - x0_hat) and x_t = scale z. At the data
+    `rate` is zero and `root` moved aside."""
 
     root: Array
     alpha: Array

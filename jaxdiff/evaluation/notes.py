@@ -24,8 +24,8 @@ def _scores(hits: float, estimated: float, there: float) -> Scores:
 
 
 def note_scores(reference: np.ndarray, estimated: np.ndarray, *, tolerance: float = 0.1) -> Scores:
-    """Of notes [notes, 4]: one counts as found where one of its pitch begins within `tolerance` seconds of it, each
-    for one other at most. Offsets and velocities are passed over.
+    """The scores of notes [notes, 4]: one counts as found where one of its pitch begins within `tolerance` seconds of
+    it, each for one other at most. Offsets and velocities are passed over.
 
     >>> note_scores(np.array([[0.0, 1, 60, 90], [1, 2, 60, 90]]), np.array([[0.05, 1, 60, 90]])).recall
     0.5
@@ -57,7 +57,7 @@ def _of_pitch(notes: np.ndarray, pitch: float) -> np.ndarray:
 
 
 def frame_scores(reference: np.ndarray, estimated: np.ndarray, *, frame_seconds: float = 0.01) -> Scores:
-    """Of the frames in which keys sound, of notes [notes, 4]."""
+    """The scores of the frames in which keys sound, of notes [notes, 4]."""
     end = max((float(notes[:, 1].max()) for notes in (reference, estimated) if len(notes)), default=0.0)
     one, other = (sounding(notes, 1 + int(end / frame_seconds), frame_seconds) for notes in (reference, estimated))
     return _scores(float((one & other).sum()), float(other.sum()), float(one.sum()))

@@ -18,9 +18,9 @@ _LONGEST = 16.0  # seconds since an onset; a note that began earlier is as old
 
 
 class Roll(NamedTuple):
-    """What sounds, [..., frames, 88] each: `sounding` 1 from a note's onset to its offset, `onset` 1 in the frame
-    nearest to an onset, `force` its velocity as a share of 127 and `since` the seconds since its onset, both 0 where
-    nothing sounds."""
+    """The keys of a piano over time, [..., frames, 88] each: `sounding` is 1 from a note's onset to its offset, `onset`
+    1 in the frame nearest to an onset, `force` its velocity as a share of 127 and `since` the seconds since its onset,
+    both 0 where nothing sounds."""
 
     sounding: Float[Array, "... frames keys"]
     onset: Float[Array, "... frames keys"]

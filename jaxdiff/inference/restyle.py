@@ -49,6 +49,7 @@ def restyler(
     if source_label is not None and source is None:
         source = pipeline
     origin = None
+    source = source if strength else None  # a clip that stays needs no way to noise
     if source is not None:
         r, ours = source.model.representation, pipeline.model.representation
         if (r.sample_rate, r.hop_length, r.channels) != (ours.sample_rate, ours.hop_length, ours.channels):

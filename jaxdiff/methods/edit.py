@@ -52,6 +52,8 @@ class Edit(method.Method):
 
         def sample(params: Params, given: Given, noise: Array, keys: Array) -> Array:
             assert given.start is not None
+            if not self.strength:  # a sampler has nothing to do, and nothing to divide by
+                return given.start
             if self.origin is None:
                 x = diffusion.noised(schedule, times[0], given.start, noise)
             else:

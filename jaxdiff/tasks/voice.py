@@ -1,7 +1,7 @@
 """Conversion of voices: the same words, rhythm and loudness, spoken by somebody else.
 
-What is said is read from the spectral envelope, which in training is stretched along frequency, filtered and buried in
-noise at random, so that nothing is left in it that tells who speaks (after NANSY, Choi et al. 2021). Who is to speak is
+What is said is read from the spectral envelope, which in training is stretched along frequency, filtered and given
+noise at random, so that it tells less of who speaks (after NANSY, Choi et al. 2021). Who is to speak is
 told by the class, or by frames of another recording of the voice.
 """
 
