@@ -357,7 +357,7 @@ def _begin_with(
     config: Config, init: str, classes: tuple[str, ...], report: Callable[[str], None]
 ) -> tuple[Params, Normalization | None]:
     """Weights and normalisation of the model `init`; raises ConfigError unless it makes the same kind of sound, and
-    reports which options of its task and network differ."""
+    reports which options of its task and network differ. Classes that it does not know begin as none told."""
     there = load(init)
     where = f"train.init {init}: was trained"
     if there.config is None:
@@ -372,13 +372,20 @@ def _begin_with(
     for name in differ:
         if name in ("representation", "normalize") or theirs[name]["kind"] != ours[name]["kind"]:
             raise ConfigError(other[name])
-    if (there.sample_rate, there.classes) != (config.data.sample_rate, classes):
-        raise ConfigError(
-            f"{where} at {there.sample_rate} Hz on classes {there.classes}, here are {config.data.sample_rate} Hz and "
-            f"{classes}"
-        )
+    if there.sample_rate != config.data.sample_rate:
+        raise ConfigError(f"{where} at {there.sample_rate} Hz, here are {config.data.sample_rate} Hz")
+    if bool(there.classes) != bool(classes):
+        had, has = (", ".join(names) or "none" for names in (there.classes, classes))
+        raise ConfigError(f"{where} on classes {had}, here are {has}; give the corpus a folder for each class, or none")
+    params = there.params
+    if there.classes != classes:
+        known = {name: row for row, name in enumerate(there.classes)}
+        rows = np.array([known.get(name, len(known)) for name in classes] + [len(known)])
+        params = jax.tree_util.tree_map_with_path(lambda path, x: x[rows] if _is_table(path) else x, params)
+        new = [name for name in classes if name not in known]
+        report(f"{init} was trained on other classes; of these it is told as of none: {', '.join(new) or 'no new one'}")
     expected = configuration.model(config, classes, None).network.shapes()
-    if jax.tree.map(jnp.shape, there.params) != jax.tree.map(jnp.shape, expected):
+    if jax.tree.map(jnp.shape, params) != jax.tree.map(jnp.shape, expected):
         if other:
             raise ConfigError(other.get("network") or other["task"])
         kinds = (tree["method"]["kind"] for tree in (theirs, ours))
@@ -391,7 +398,12 @@ def _begin_with(
         if key.partition(".")[0] in other and before.get(key) != value:
             report(f"{init} was trained with {key} {before.get(key)}, here it is {value}")
     r = there.model.representation
-    return there.params, r.normalization if isinstance(r, Normalized) else None
+    return params, r.normalization if isinstance(r, Normalized) else None
+
+
+def _is_table(path: tuple[Any, ...]) -> bool:
+    """Whether weights are those of a `LabelEmbedding`, a row for each class and a last one for none."""
+    return [getattr(part, "key", None) for part in path[-2:]] == ["label", "table"]
 
 
 def _report_corpus(corpus: Corpus, workdir: Path, report: Callable[[str], None]) -> None:

@@ -598,6 +598,32 @@ def test_a_few_step_model_is_trained_further_from_its_run(few, tmp_path, monkeyp
     assert sum("was trained with network.label_dropout 0.1, here it is 0.25" in line for line in said) == 1
 
 
+@pytest.mark.slow
+def test_weights_of_other_classes_begin_as_those_of_no_class(few, tmp_path):
+    config, workdir = few
+    there = load(workdir)
+    shared, *others = there.classes
+    corpus = Path(config.data.path)
+    for name, new in ((shared, shared), (others[0], "0 new")):
+        shutil.copytree(corpus / name, tmp_path / "corpus" / new)
+    tree = to_dict(config)
+    tree["data"] |= {"path": str(tmp_path / "corpus")}
+    tree["train"] |= {"steps": 1, "learning_rate": 1e-30, "weight_decay": 0.0, "init": str(workdir)}
+    said: list[str] = []
+    run(from_dict(tree), tmp_path / "run", report=said.append)
+    assert load(tmp_path / "run").classes == ("0 new", shared)
+    before, after = (np.asarray(load(d).params["label"]["table"]) for d in (workdir, tmp_path / "run"))
+    np.testing.assert_allclose(after, before[[-1, 0, -1]], rtol=1e-6)
+    assert sum("told as of none: 0 new" in line for line in said) == 1
+    flat = next(iter(sorted((corpus / shared).iterdir())))
+    (tmp_path / "flat").mkdir()
+    for k in range(3):
+        shutil.copyfile(flat, tmp_path / "flat" / f"{k}{flat.suffix}")
+    tree["data"]["path"] = str(tmp_path / "flat")
+    with pytest.raises(ConfigError, match="on classes .*, here are none"):
+        run(from_dict(tree), tmp_path / "no")
+
+
 METHODS = {
     "importance": None,  # the run of `sixty`
     "edm": {

@@ -20,14 +20,14 @@ SWEEP = (0.2, 0.35, 0.5, 0.65, 0.8, 0.95)
 
 @dataclass(frozen=True, kw_only=True)
 class Restyle(run.Processed):
-    """Bring clips into the style of a model that generates by diffusion on log-mel features, keeping what was played:
-    WAV, spectrograms before and after as PNG, and JSON sidecar each."""
+    """Bring clips into the style of a model that generates by diffusion, keeping what was played: WAV, spectrograms
+    before and after as PNG, and JSON sidecar each."""
 
     model: Path = Path("styles-16k")
     """work directory of a run, an exported file, or the name of a shipped model"""
     to: str | None = None
     """the style, one of the model's classes, where it has any"""
-    strength: ranges.Share = 0.6
+    strength: ranges.Share = 0.9
     """0 leaves the clip as it is, 1 forgets it but for what is kept"""
     keep: tuple[str, ...] = ("melody", "loudness", "onsets")
     """some of melody, loudness and onsets, or none"""

@@ -46,12 +46,14 @@ class Train:
         _out.print(to_yaml(config), markup=False)
         report = lambda text: _out.print(text, markup=False)  # noqa: E731
         stopped = run(config, workdir, accept_changes=self.accept_changes, report=report)
-        folder, task = shlex.quote(str(workdir)), to_dict(config.task)["kind"]  # which is also the name of its command
+        folder, task = shlex.quote(str(workdir)), to_dict(config.task)["kind"]
         if stopped is not None:
             _out.print(f"interrupted, everything is saved; to go on:\n  jaxdiff train --workdir {folder}", markup=False)
             return 128 + stopped
         use = f"FILES --model {folder} --out out" if config.task.needs_sound else f"{folder} --out out --count 16"
-        _out.print(f"done; to listen:\n  jaxdiff {task} {use}", markup=False)
+        command = {"instrument": "convert", "voice": "convert"}.get(task, task)
+        use += " --to NAME" if command == "convert" else ""
+        _out.print(f"done; to go on:\n  jaxdiff {command} {use}", markup=False)
         return 0
 
 

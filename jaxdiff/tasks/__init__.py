@@ -21,7 +21,7 @@ from .vocode import Vocode as Vocode
 from .vocode import spectral_envelope as spectral_envelope
 from .voice import Voice as Voice
 
-TASKS = {  # the names of `task.kind` and of the commands
+TASKS = {  # the names of `task.kind`
     "generate": Generate,
     "vocode": Vocode,
     "enhance": Enhance,

@@ -1,11 +1,13 @@
 """Style transfer: a clip becomes one that a generative model could have made, and what was played is kept.
 
-What is kept is set right in every estimate of the sampler, a projection on the features that have it (Choi et al. 2021,
-ILVR, for images): the sound around it is the model's and fits it.
+What is kept is set right in the estimates of the sampler, a projection on the features that have it (Choi et al. 2021,
+ILVR, for images): the sound around it is the model's and fits it. The melody is held while there is much noise, when it
+is decided; later its partials are left to the model, since their strengths are the colour of an instrument.
 """
 
+import functools
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -14,16 +16,17 @@ from jaxtyping import Array, Float
 
 from jaxdiff import ranges
 from jaxdiff.diffusion import Schedule
-from jaxdiff.features import LogMel, Normalized, Representation
+from jaxdiff.features import LogMel, Magnitude, Normalized, Representation
 from jaxdiff.networks import Condition
 
 from .task import Batch, Estimate, Example, Given, Level, Task
-from .voice import log_mel_of, mel_band_centres
+from .voice import mel_band_centres
 
-_ENVELOPE = 14  # cosines over the mel bands that make the colour of a sound; finer ones are its partials
+_ENVELOPE = 14  # cosines over the bands that make the colour of a sound; finer ones are its partials
 _PARTIALS_HZ = (2000.0, 4000.0)  # partials are kept below the first, not above the second
+_HELD = 0.6, 0.9  # times of diffusion below which partials are the model's alone, and above which the clip's
 _CONTOUR_SECONDS = 0.1  # faster changes of loudness are onsets
-_NEPERS = np.log(10) / 10 * 50  # of power, in a unit of log-mel features with a floor of -100 dB
+_NEPERS_A_DB = np.log(10) / 10  # of power
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ class Restyle(Task):
     origin: Representation | None = None
 
     def check(self, representation: Representation) -> None:
-        log_mel_of(representation)
+        _spectrum_of(representation)
 
     def example(self, representation: Representation, batch: Batch, key: Array) -> Example:
         raise TypeError("a restyling trains nothing; train its model to generate")
@@ -69,42 +72,85 @@ class Restyle(Task):
 
     def guide(self, representation: Representation, denoiser: Estimate, schedule: Schedule, given: Given) -> Estimate:
         request, source = given.kept
-        return lambda x_t, t, *r: kept(representation, request, source, denoiser(x_t, t, *r))
+
+        def guided(x_t: Array, t: Array, *r: Array) -> Array:
+            held = jnp.clip((t - _HELD[0]) / (_HELD[1] - _HELD[0]), 0, 1).reshape(-1, 1, 1)
+            return kept(representation, request, source, denoiser(x_t, t, *r), held)
+
+        return guided
 
 
 def kept(
-    representation: Representation, request: Keep, source: Float[Array, "batch frames bands"], x0: Array
+    representation: Representation,
+    request: Keep,
+    source: Float[Array, "batch frames bands"],
+    x0: Array,
+    held: float | Array = 1.0,
 ) -> Float[Array, "batch frames bands"]:
-    """Features x0 with what is kept of those of the source: normalised features of log-mel bands, both."""
+    """Features x0 with what is kept of those of the source, normalised log-mel bands or magnitudes both; with `held`
+    below 1 the melody is kept in part.
+    """
     if not (request.melody or request.loudness or request.onsets):
         return x0
-    mel = log_mel_of(representation)
     mean, scale = representation.normalization if isinstance(representation, Normalized) else (0.0, 1.0)
-    s, x = source * scale + mean, x0 * scale + mean
+    inner = _spectrum_of(representation)
+    levels = functools.partial(_levels, inner)
+    x, by = x0 * scale + mean, jnp.zeros_like(x0)
+    s, at = levels(source * scale + mean), levels(x)
     if request.melody:
-        x = x + _partials(mel, s - x)
+        by = held * _partials(_centres(inner), s - at)
     if request.loudness or request.onsets:
-        difference = _loudness(s) - _loudness(x)
-        slow = _smooth(difference, max(1, round(_CONTOUR_SECONDS * mel.sample_rate / mel.hop_length)))
-        wanted = request.loudness * slow + request.onsets * (difference - slow)
-        x = x + wanted[..., None]
-    return (x - mean) / scale
+        difference = jax.nn.logsumexp(s, axis=-1) - jax.nn.logsumexp(at + by, axis=-1)
+        slow = _smooth(difference, max(1, round(_CONTOUR_SECONDS * inner.sample_rate / inner.hop_length)))
+        by += (request.loudness * slow + request.onsets * (difference - slow))[..., None]
+    return (_moved(inner, x, by) - mean) / scale
 
 
-def _partials(mel: LogMel, x: Float[Array, "batch frames bands"]) -> Array:
-    """The fine structure of log-mel features along the bands, where single partials are told apart."""
-    bands = mel.n_mels
-    basis = np.cos(np.pi / bands * (np.arange(bands)[:, None] + 0.5) * np.arange(_ENVELOPE))
+def _spectrum_of(representation: Any) -> LogMel | Magnitude:
+    """The spectrum inside of what may be normalised and have a vocoder."""
+    inner = representation
+    while not isinstance(inner, LogMel | Magnitude):
+        if not hasattr(inner, "representation"):
+            name = type(inner).__name__
+            raise ValueError(f"restyle needs a model of representation log_mel or magnitude, got {name}; use another")
+        inner = inner.representation
+    return inner
+
+
+def _levels(inner: LogMel | Magnitude, x: Float[Array, "batch frames bands"]) -> Array:
+    """The power of every band of a spectrum, as a natural logarithm."""
+    if isinstance(inner, LogMel):
+        return x * (-inner.floor_db / 2 * _NEPERS_A_DB)
+    return 2 / inner.exponent * jnp.log(jnp.maximum(x, _faintest(inner)))
+
+
+def _moved(inner: LogMel | Magnitude, x: Float[Array, "batch frames bands"], by: Array) -> Array:
+    """A spectrum with `by` added to its levels."""
+    if isinstance(inner, LogMel):
+        return x + by / (-inner.floor_db / 2 * _NEPERS_A_DB)
+    return jnp.maximum(x, _faintest(inner)) * jnp.exp(inner.exponent / 2 * by)
+
+
+def _faintest(inner: Magnitude) -> float:
+    """The feature of what is 90 dB below a sine at full scale."""
+    return float((inner.n_fft / 4 * 10**-4.5) ** inner.exponent)
+
+
+def _centres(inner: LogMel | Magnitude) -> np.ndarray:
+    """The bands' middles in Hz."""
+    if isinstance(inner, LogMel):
+        return mel_band_centres(inner)
+    return np.linspace(0, inner.sample_rate / 2, inner.channels)
+
+
+def _partials(hz: np.ndarray, x: Float[Array, "batch frames bands"]) -> Array:
+    """The fine structure of levels along the bands, where single partials are told apart."""
+    bands = len(hz)
+    basis = np.cos(np.pi / bands * (np.arange(bands)[:, None] + 0.5) * np.arange(min(_ENVELOPE, bands)))
     basis /= np.linalg.norm(basis, axis=0)
-    envelope = basis @ basis.T
-    hz = mel_band_centres(mel)
     weight = np.clip((_PARTIALS_HZ[1] - hz) / (_PARTIALS_HZ[1] - _PARTIALS_HZ[0]), 0, 1)
-    return (x - x @ jnp.asarray(envelope, x.dtype)) * jnp.asarray(weight, x.dtype)
-
-
-def _loudness(x: Float[Array, "batch frames bands"]) -> Float[Array, "batch frames"]:
-    """The power of all bands together, in the unit of the features."""
-    return jax.nn.logsumexp(_NEPERS * x, axis=-1) / _NEPERS
+    smooth = x @ jnp.asarray(basis, x.dtype) @ jnp.asarray(basis.T, x.dtype)
+    return (x - smooth) * jnp.asarray(weight, x.dtype)
 
 
 def _smooth(x: Float[Array, "batch frames"], frames: int) -> Array:

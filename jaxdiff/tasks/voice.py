@@ -24,20 +24,23 @@ from .task import Batch, Example, Given, Level, Needs, Task
 F0_LOWEST, F0_HIGHEST = 60.0, 600.0  # Hz
 _FRAME_LENGTH = 1024  # samples in which a pitch is sought
 _MIDDLE_HZ = 200.0  # whose pitch is 0
+_DOUBT = 0.2  # of whether a frame has a pitch
 _ACTIVE_DB = 40.0  # below the loudest frame, at most, of frames that tell who speaks
 _DB = 50.0  # of a unit of log-mel features with a floor of -100 dB
 
 
 @dataclass(frozen=True)
 class Voice(Task):
-    """Known: the envelope of the recording as `cepstra` numbers a frame, the pitch that is wanted, and who is to speak.
-    Made: the mel spectrogram of that voice.
+    """Known: the envelope of the recording as `cepstra` numbers a frame, their mean apart (which tells more of speaker
+    and room than of words), the pitch that is wanted, and who is to speak. Made: the mel spectrogram of that voice.
 
     Training takes envelopes from the "source" of a batch where it has one, a recording of another speaker that is
-    aligned with the wave, else from the wave itself. They are stretched along frequency by up to `stretch` octaves,
-    filtered by curves of `equalizer_db` dB, and have noise in half of all cases. Each item is told who speaks by its
-    class or by the reference, half of them each. `pitch_hz` and `pitch_semitones`, by class, are the geometric mean of
-    a voice's fundamental frequency and its deviation, to which a converted pitch is brought.
+    aligned with the wave, else, and in a share `alone` of the rest, from the wave itself. They are stretched along
+    frequency by up to `stretch` octaves, filtered by curves of `equalizer_db` dB, and have noise in half of all cases;
+    where there is a pitch is told a little wrongly, since a source is not voiced just where the target would be. Each
+    item is told who speaks by its class or by the reference, half of them each. `pitch_hz` and `pitch_semitones`, by
+    class, are the geometric mean of a voice's fundamental frequency and its deviation, to which a converted pitch is
+    brought.
     """
 
     inputs: ClassVar[tuple[str, ...]] = ("reference",)
@@ -46,8 +49,9 @@ class Voice(Task):
 
     classes: tuple[str, ...] = ()
     cepstra: ranges.Count = 20
-    stretch: ranges.Weight = 0.15
-    equalizer_db: ranges.Weight = 4.0
+    alone: ranges.Share = 0.8
+    stretch: ranges.Weight = 0.2
+    equalizer_db: ranges.Weight = 2.5
     pitch_hz: Mapping[str, float] = field(default_factory=dict)
     pitch_semitones: Mapping[str, float] = field(default_factory=dict)
     peak_db: Level = -3.0
@@ -59,19 +63,22 @@ class Voice(Task):
 
     def needs(self, representation: Representation) -> Needs:
         mel = log_mel_of(representation)
-        return Needs(self.cepstra + 2, representation.hop_length, len(self.classes), mel.n_mels)
+        return Needs(2 * self.cepstra + 2, representation.hop_length, len(self.classes), mel.n_mels)
 
     def example(self, representation: Representation, batch: Batch, key: PRNGKeyArray) -> Example:
-        warp_key, noise_key, told_key = jax.random.split(key, 3)
+        warp_key, noise_key, told_key, alone_key, voiced_key = jax.random.split(key, 5)
         mel, wave = log_mel_of(representation), self.leveled(batch["wave"])
-        source = self.leveled(batch["source"]) if "source" in batch else wave
-        x = self._disguised(mel, mel.encode(source), warp_key, noise_key)
+        alone = jax.random.bernoulli(alone_key, self.alone, (len(wave), 1))
+        source = jnp.where(alone, wave, self.leveled(batch["source"])) if "source" in batch else wave
+        x = mel.encode(source)
+        speech, x = active_frames(x, mel), self._disguised(mel, x, warp_key, noise_key)
         tokens = mel.encode(self.leveled(batch["reference"]))
         told = jax.random.bernoulli(told_key, 0.5, (len(wave),))
         label = jnp.where(told | (batch["label"] < 0), len(self.classes), batch["label"])
         mask = active_frames(tokens, mel) & told[:, None]
-        pitch = pitch_of(wave, mel.sample_rate, mel.hop_length)
-        return Example(representation.encode(wave), self._known(x, pitch, label, tokens, mask))
+        octaves, voiced = pitch_of(wave, mel.sample_rate, mel.hop_length)
+        pitch = octaves, voiced, _doubtful(voiced, voiced_key)
+        return Example(representation.encode(wave), self._known(x, speech, pitch, label, tokens, mask))
 
     def given(self, representation: Representation, batch: Batch, request: Conversion = Conversion()) -> Given:
         """A batch may hold "pitch" [batch, 2], the factor and the offset in octaves of the logarithmic pitch, and
@@ -86,7 +93,8 @@ class Voice(Task):
         else:
             tokens = jnp.zeros((len(wave), 1, mel.n_mels), wave.dtype)
             mask = jnp.zeros(tokens.shape[:2], bool)
-        given = self._known(mel.encode(wave), (factor * octaves + offset, voiced), label, tokens, mask)
+        x, pitch = mel.encode(wave), (factor * octaves + offset, voiced, voiced)
+        given = self._known(x, active_frames(x, mel), pitch, label, tokens, mask)
         return given._replace(kept=(request, representation.encode(wave)))
 
     def finish(self, representation: Representation, x0: Array, given: Given) -> Float[Array, "batch samples"]:
@@ -95,12 +103,22 @@ class Voice(Task):
         request, source = given.kept
         return representation.decode(request.mixed(x0, source))
 
-    def _known(self, x: Array, pitch: tuple[Array, Array], label: Array, tokens: Array, mask: Array) -> Given:
+    def _known(
+        self,
+        x: Array,
+        speech: Array,
+        pitch: tuple[Array, Array, Array],
+        label: Array | None,
+        tokens: Array,
+        mask: Array | None,
+    ) -> Given:
         bands = x.shape[-1]
         basis = np.cos(np.pi / bands * (np.arange(bands)[:, None] + 0.5) * np.arange(self.cepstra))  # DCT-II
         cepstra = x @ jnp.asarray(basis * np.sqrt(2 / bands), x.dtype)
-        octaves, voiced = pitch
-        frames = [cepstra, jnp.where(voiced, octaves, 0)[..., None], voiced[..., None].astype(x.dtype)]
+        weight = speech[..., None] / jnp.maximum(speech.sum(1), 1)[:, None, None]
+        mean = jnp.broadcast_to((weight * cepstra).sum(1, keepdims=True), cepstra.shape)
+        octaves, known, voiced = pitch
+        frames = [cepstra - mean, mean, between(octaves, known)[..., None], voiced[..., None].astype(x.dtype)]
         label_or_none = label if self.classes else None
         return Given(Condition(label_or_none, jnp.concatenate(frames, axis=-1), tokens=tokens, token_mask=mask))
 
@@ -144,6 +162,27 @@ def pitch_of(
     )
     f0, voiced, _ = pyin(wave, **options, fill_na=None)
     return jnp.log2(f0 / _MIDDLE_HZ), voiced
+
+
+def between(x: Float[Array, "batch frames"], known: Bool[Array, "batch frames"]) -> Float[Array, "batch frames"]:
+    """Values on straight lines between those that are known, and the nearest known ones at the ends; 0 without any."""
+    frames = x.shape[-1]
+    at = jnp.arange(frames)
+    left = jax.lax.cummax(jnp.where(known, at, -1), axis=1)
+    right = jax.lax.cummin(jnp.where(known, at, frames), axis=1, reverse=True)
+    ends = jnp.where(left < 0, right, left), jnp.where(right == frames, left, right)
+    a, b = (jnp.clip(end, 0, frames - 1) for end in ends)
+    values = [jnp.take_along_axis(x, end, axis=1) for end in (a, b)]
+    part = (at - a) / jnp.maximum(b - a, 1)
+    return jnp.where(known.any(1, keepdims=True), values[0] + part * (values[1] - values[0]), 0)
+
+
+def _doubtful(voiced: Bool[Array, "batch frames"], key: PRNGKeyArray) -> Bool[Array, "batch frames"]:
+    """Where there is a pitch, with ends that are moved by some frames."""
+    window = jnp.hanning(11)[1:-1] / 5
+    smooth = jax.vmap(lambda row: jnp.convolve(row, window, mode="same"))
+    noise = smooth(jax.random.normal(key, voiced.shape)) / jnp.linalg.norm(window)
+    return smooth(voiced.astype(noise.dtype)) + _DOUBT * noise > 0.5
 
 
 def active_frames(x: Float[Array, "batch frames mels"], mel: LogMel) -> Bool[Array, "batch frames"]:
