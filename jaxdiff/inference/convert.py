@@ -29,7 +29,7 @@ WINDOW_NOTES = 1024  # of a window at most
 REFERENCE_FRAMES = 1024  # of a target voice
 REFERENCE_SECONDS = 600.0
 _STEEPEST = 1.5  # factor by which intonation is widened, or narrowed, at most
-_NOTES_LOST, _PITCH_LOST, _LOUDNESS_LOST = 0.8, 0.9, 0.8
+_NOTES_LOST, _PITCH_LOST, _LOUDNESS_LOST = 0.7, 0.9, 0.8
 
 
 class Prepared(NamedTuple):
