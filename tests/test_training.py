@@ -614,7 +614,7 @@ def test_weights_of_other_classes_begin_as_those_of_no_class(few, tmp_path):
     assert load(tmp_path / "run").classes == ("0 new", shared)
     before, after = (np.asarray(load(d).params["label"]["table"]) for d in (workdir, tmp_path / "run"))
     np.testing.assert_allclose(after, before[[-1, 0, -1]], rtol=1e-6)
-    assert sum("told as of none: 0 new" in line for line in said) == 1
+    assert sum("begin as none told: 0 new" in line for line in said) == 1
     flat = next(iter(sorted((corpus / shared).iterdir())))
     (tmp_path / "flat").mkdir()
     for k in range(3):
