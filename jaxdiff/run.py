@@ -383,7 +383,9 @@ def _begin_with(
         rows = np.array([known.get(name, len(known)) for name in classes] + [len(known)])
         params = jax.tree_util.tree_map_with_path(lambda path, x: x[rows] if _is_table(path) else x, params)
         new = [name for name in classes if name not in known]
-        report(f"{init} was trained on other classes; new ones begin as none told: {', '.join(new) or 'there are none'}")
+        report(
+            f"{init} was trained on other classes; new ones begin as none told: {', '.join(new) or 'there are none'}"
+        )
     expected = configuration.model(config, classes, None).network.shapes()
     if jax.tree.map(jnp.shape, params) != jax.tree.map(jnp.shape, expected):
         if other:
