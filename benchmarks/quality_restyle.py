@@ -6,7 +6,7 @@ MODEL is `styles-16k` or a run's folder. The clips are the melodies of data/musi
 no training saw.
 
     way        of the Frechet distance to the style (musicnn's MTT_vgg, 16 principal components): 0 as the clip, 1 there
-    tag        probability of the style's tag, and of the source's (there is none for an organ or a trumpet)
+    tag        probability of the style's tag, and of the source's (nan where musicnn has none)
     melody     share of pitched frames within 50 cents of the clip's pitch
     loudness   correlation with the clip's contour
 

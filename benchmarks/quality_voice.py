@@ -2,7 +2,8 @@
 
     python benchmarks/quality_voice.py [MODEL] [--to woman] [--split tune] [--sentences 40] [--clips 8]
 
-MODEL is `voice-16k` or a run's folder, with @steps=N another number of steps. Two sets that no training saw:
+MODEL is `voice-16k` or a run's folder, with @steps=N another number of steps. Two sets that no training
+of it saw (vocoder-16k heard nexuiz-tutorial):
 
     pair     sentences of data/voices/SPLIT (`fetch_voices.py`) said by synthetic men, against the target's own
     men      recorded men: nexuiz-tutorial, and men of data/sounds/voices/{tune,test}

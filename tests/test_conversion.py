@@ -263,6 +263,15 @@ def test_the_melody_kept_is_the_pattern_of_partials(pair):
     assert off(fine(half), (fine(source) + fine(other)) / 2) < 0.2
 
 
+def test_the_melody_is_held_while_there_is_much_noise_and_let_go_then(pair):
+    r, source, other = pair
+    guided = Restyle().guide(r, lambda x_t, t: other, Cosine(), Given(kept=(Keep(), source)))  # type: ignore[arg-type]
+    at = lambda t: guided(other, jnp.full(1, t))  # noqa: E731
+    np.testing.assert_allclose(at(0.95), kept(r, Keep(), source, other), atol=1e-5)
+    np.testing.assert_allclose(at(0.5), kept(r, Keep(melody=False), source, other), atol=1e-5)
+    assert float(jnp.abs(at(0.95) - at(0.75)).max()) > 0.05 < float(jnp.abs(at(0.75) - at(0.5)).max())
+
+
 @pytest.mark.parametrize("schedule", [Cosine(), RectifiedFlow()])
 def test_inversion_is_exact_for_gaussians_to_second_order(schedule):
     mean, deviation = 0.7, 0.5

@@ -1,8 +1,8 @@
 """Conversion of voices: the same words, rhythm and loudness, spoken by somebody else.
 
 What is said is read from the spectral envelope, which in training is stretched along frequency, filtered and given
-noise at random, so that it tells less of who speaks (after NANSY, Choi et al. 2021). Who is to speak is
-told by the class, or by frames of another recording of the voice.
+noise at random, so that it tells less of who speaks (after NANSY, Choi et al. 2021). Who is to speak is told by the
+class, or by frames of another recording of the voice.
 """
 
 from collections.abc import Mapping
@@ -35,7 +35,7 @@ class Voice(Task):
     and room than of words), the pitch that is wanted, and who is to speak. Made: the mel spectrogram of that voice.
 
     Training takes envelopes from the "source" of a batch where it has one, a recording of another speaker that is
-    aligned with the wave, else, and in a share `alone` of the rest, from the wave itself. They are stretched along
+    aligned with the wave; else, and in a share `alone` of all examples, from the wave itself. They are stretched along
     frequency by up to `stretch` octaves, filtered by curves of `equalizer_db` dB, and have noise in half of all cases;
     where there is a pitch is told a little wrongly, since a source is not voiced just where the target would be. Each
     item is told who speaks by its class or by the reference, half of them each. `pitch_hz` and `pitch_semitones`, by
