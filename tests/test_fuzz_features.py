@@ -61,6 +61,8 @@ CALLS: dict[str, tuple[tuple, dict[str, Any]]] = {
     "zero_crossing_rate": ((WAVE,), dict(frame_length=64, hop_length=16)),
     "onset_strength": ((None, SPECTRUM), SIZES),
     "yin": ((WAVE,), RANGE),
+    "lpc": ((WAVE,), dict(order=4)),
+    "extrapolate": ((WAVE,), dict(samples=20, order=4, key=KEY)),
     "pyin": ((WAVE,), dict(n_thresholds=5, resolution=0.5, **RANGE)),
     "hpss_masks": ((SPECTRUM,), dict(kernel_size=3)),
     "hpss": ((WAVE,), dict(kernel_size=3, **SIZES)),

@@ -55,6 +55,8 @@ TRANSFORMS = {  # name: (what its input is made of, options)
     "onset_strength": (wave, dict(sr=SR, **STFT)),
     "yin": (wave, dict(fmin=100.0, fmax=1000.0, sr=SR, frame_length=256)),
     "pyin": (wave, dict(fmin=100.0, fmax=1000.0, sr=SR, frame_length=256, fill_na=0.0)),
+    "lpc": (wave, dict(order=6)),
+    "extrapolate": (wave, dict(samples=50, order=6)),
     "mel_to_stft": (mel, dict(sr=SR, n_fft=256, n_iter=4)),
     "griffinlim": (magnitudes, dict(n_iter=2, hop_length=64)),
     "mel_to_audio": (mel, dict(sr=SR, n_iter=2, **STFT)),

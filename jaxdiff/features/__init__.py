@@ -74,6 +74,8 @@ from .notes import notes_of_roll as notes_of_roll
 from .notes import piano_roll as piano_roll
 from .pitch import pyin as pyin
 from .pitch import yin as yin
+from .prediction import extrapolate as extrapolate
+from .prediction import lpc as lpc
 from .reconstruct import griffinlim as griffinlim
 from .reconstruct import mel_to_audio as mel_to_audio
 from .reconstruct import mel_to_stft as mel_to_stft
