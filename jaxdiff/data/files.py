@@ -27,6 +27,7 @@ import soundfile
 import soxr
 
 Channels = Literal["mix", "left", "right", "all"] | int
+SampleType = Literal["float32", "float64", "int32"]
 
 MAX_SAMPLE_RATE = 768_000
 MAX_CHANNELS = 64
@@ -36,6 +37,10 @@ EXTENSIONS = frozenset({".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif"
 UNREAD = frozenset({".m4a", ".m4b", ".aac", ".mp4", ".wma", ".ape", ".wv", ".mka", ".mkv", ".webm", ".mov", ".avi",
                     ".ac3", ".amr", ".dsf", ".dff", ".tta", ".mpc", ".ra", ".spx"})  # fmt: skip
 _BLOCK = 1 << 16  # samples decoded at once
+_EXACT = {"PCM_S8": "PCM_16", "ULAW": "PCM_16", "ALAW": "PCM_16", "IMA_ADPCM": "PCM_16", "MS_ADPCM": "PCM_16",
+          "GSM610": "PCM_16", "G721_32": "PCM_16", "ALAC_16": "PCM_16", "ALAC_20": "PCM_24", "ALAC_24": "PCM_24",
+          "ALAC_32": "PCM_32"}  # fmt: skip
+_BYTES = {"PCM_U8": 1, "PCM_16": 2, "PCM_24": 3, "PCM_32": 4, "FLOAT": 4, "DOUBLE": 8}  # of a sample in a WAV
 _DEEP = frozenset({"PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ALAC_20", "ALAC_24", "ALAC_32"})  # more than 16 bits
 _LARGEST_WAV = 2**32 - 2**16  # bytes of samples
 _CORRECTED = re.compile(r"^(?!RIFF|FORM).*: (\d+) \(should be (\d+)\)", re.MULTILINE)  # in libsndfile's log
@@ -165,20 +170,20 @@ def _neighbours(first: int, count: int | None, source: int, target: int) -> tupl
     return begin, None if count is None else -(-(first + count) * source // target) + margin
 
 
-def _blocks(path: Path, start: int = 0, stop: int | None = None) -> Iterator[np.ndarray]:
+def _blocks(path: Path, start: int = 0, stop: int | None = None, dtype: SampleType = "float32") -> Iterator[np.ndarray]:
     """The samples of a file from `start` to `stop` (None: its end) in blocks [samples, channels].
 
     libsndfile guesses the length of an MP3 that does not say it, and ends there; the rest it reads from a pipe.
     """
     at = start
     with _naming(path, "damaged"), soundfile.SoundFile(_name(path)) as file:
-        for block in _decoded(file, start, stop):
+        for block in _decoded(file, start, stop, dtype):
             at += len(block)
             yield block
         if file.format == "MP3" and (stop is None or at < stop):
             with _piped(path) as pipe, soundfile.SoundFile(pipe, closefd=False) as stream:
                 if not stream.seekable():
-                    yield from _decoded(stream, at, stop)
+                    yield from _decoded(stream, at, stop, dtype)
                     return
             if len(_MP3_HEADER.findall(Path(path).read_bytes())) > 1:
                 raise AudioError(f"{path}: several MP3 files in one, of which only the first can be read; split it")
@@ -187,11 +192,13 @@ def _blocks(path: Path, start: int = 0, stop: int | None = None) -> Iterator[np.
             raise AudioError(f"{path}: truncated, {promised - start} samples promised and {at - start} read")
 
 
-def _decoded(file: soundfile.SoundFile, start: int, stop: int | None) -> Iterator[np.ndarray]:
+def _decoded(
+    file: soundfile.SoundFile, start: int, stop: int | None, dtype: SampleType = "float32"
+) -> Iterator[np.ndarray]:
     """Blocks of an open file; a format in which libsndfile cannot seek is decoded from its beginning."""
     at = file.seek(min(start, file.frames)) if start and file.seekable() else 0
     while stop is None or at < stop:
-        block = file.read(_BLOCK if stop is None else min(_BLOCK, stop - at), dtype="float32", always_2d=True)
+        block = file.read(_BLOCK if stop is None else min(_BLOCK, stop - at), dtype=dtype, always_2d=True)
         if not len(block):
             return
         at += len(block)
@@ -279,13 +286,14 @@ def sound_files(paths: Sequence[Path]) -> list[Path]:
     return found
 
 
-def audio_blocks(path: Path) -> Iterator[np.ndarray]:
-    """The samples of a file, float32 with full scale 1, in blocks [samples, channels].
+def audio_blocks(path: Path, dtype: SampleType = "float32") -> Iterator[np.ndarray]:
+    """The samples of a file, floats with full scale 1, in blocks [samples, channels].
 
-    Raises AudioError for anything `read_audio` refuses.
+    As int32, for files of integers, full scale is 2^31: samples of fewer bits are shifted up. Raises AudioError for
+    anything `read_audio` refuses.
     """
     audio_info(path)
-    for block in _blocks(path):
+    for block in _blocks(path, dtype=dtype):
         if not np.isfinite(block).all():
             raise AudioError(f"{path}: holds samples that are not finite numbers")
         yield block
@@ -330,6 +338,12 @@ def wav_subtype(info: AudioInfo) -> str:
     return "PCM_24" if info.subtype in _DEEP else "PCM_16"
 
 
+def exact_subtype(info: AudioInfo) -> str:
+    """How a WAV keeps each sample of a file as it is: the file's own subtype, 16 bits for what is decoded to those, or
+    floats for what is decoded to floats."""
+    return info.subtype if info.subtype in _BYTES else _EXACT.get(info.subtype, "FLOAT")
+
+
 @contextlib.contextmanager
 def sound_writer(
     temporary: Path, path: Path, sample_rate: int, channels: int, subtype: str, samples: int
@@ -338,7 +352,7 @@ def sound_writer(
 
     Raises OSError that names `path`, whose `temporary` file it is, where a block cannot be written.
     """
-    size = samples * channels * (3 if subtype == "PCM_24" else 2)
+    size = samples * channels * _BYTES[subtype]
     kind = "WAV" if size < _LARGEST_WAV else "RF64"
     try:
         with soundfile.SoundFile(_name(temporary), "w", sample_rate, channels, subtype, format=kind) as file:
