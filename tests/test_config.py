@@ -223,7 +223,7 @@ def test_every_shipped_configuration_fits_and_says_where_it_comes_from(path):
     config = load_config(path)
     configuration.crop(config)
     model = configuration.model(config, ("a", "b"), None)
-    classless = ("enhance", "vocode", "transcribe")
+    classless = ("enhance", "vocode", "transcribe", "repair")
     assert model.task.classes == (() if to_dict(config)["task"]["kind"] in classless else ("a", "b"))
     header = path.read_text().split("\n\n")[0]
     assert header.startswith("#")

@@ -17,10 +17,12 @@ import tyro
 from jaxdiff import __version__, ranges
 
 from .convert import Convert, Transcribe
+from .edit import Edit
 from .enhance import Enhance
 from .features import Features
 from .inspect import Export, Info, SearchTimes
 from .models import Models
+from .repair import Repair
 from .restyle import Restyle
 from .run import Generate, Vocode
 from .train import Train, print_help
@@ -32,6 +34,8 @@ Commands = (
     | Vocode
     | Convert
     | Restyle
+    | Repair
+    | Edit
     | Transcribe
     | Features
     | Info

@@ -164,7 +164,7 @@ def load(model: Path, ema: float | None, device: str | None, task: str | None = 
     """A model on the wanted `device`; raises ValueError where the machine has none, and for a model that works on
     sounds for another `task`."""
     if device is not None:
-        _compute_on(device)
+        compute_on(device)
     from jaxdiff import inference
 
     pipeline = inference.load(model, ema=ema)
@@ -178,7 +178,7 @@ def load(model: Path, ema: float | None, device: str | None, task: str | None = 
     return pipeline
 
 
-def _compute_on(device: str) -> None:
+def compute_on(device: str) -> None:
     """Have jax, which must not have computed anything, use this kind of device."""
     import jax
 

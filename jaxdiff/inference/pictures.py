@@ -62,6 +62,17 @@ def spectrograms(
     return figure
 
 
+def mark(figure: Any, places: Sequence[tuple[float, float]]) -> None:
+    """Mark places, from and to seconds, in all spectrograms of a figure of one column: a bar at the lower edge."""
+    for axis in figure.axes:
+        if axis.get_xlabel() == "time (s)":
+            low, high = axis.get_xlim()
+            least = (high - low) / 400
+            bars = [(max(low, a), max(b - a, least)) for a, b in places if b > low and a < high]
+            bottom, top = axis.get_ylim()
+            axis.broken_barh(bars, (bottom, 0.03 * (top - bottom)), facecolors="cyan")
+
+
 def frames(
     arrays: Sequence[np.ndarray], names: Sequence[str], scales: Sequence[dict[str, Any]], seconds: float, title: str
 ) -> Any:

@@ -161,6 +161,16 @@ class Pipeline:
         for piece in self._windows(take, length, 1, seed, 0, asked, features=True):
             yield piece[0].T
 
+    def of_batch(self, batch: Batch, *, seed: int = 0, request: Any = None, **knobs: Any) -> np.ndarray:
+        """What the model makes of windows of one length, with all that the task wants to know of them, as one program:
+        [items, samples] at the model's rate and the level of the windows. Item i draws from `fold_in(key(seed), i)`.
+        """
+        asked, _ = self._asked(True, seed, request, knobs)
+        count = len(batch["wave"])
+        keys, zeros = _item_keys(jax.random.key(seed), np.arange(count)), np.zeros(count, np.int32)
+        batch = {"label": np.full(count, -1, np.int32), **batch}
+        return np.asarray(self._program(asked, False, False)(self.params, batch, keys, zeros, zeros, ())[0])
+
     def stream(self, request: Any = None) -> SoundStream:
         """Enhancement of sound that arrives in chunks, by a network that sees no later frames: see `SoundStream`.
 

@@ -9,7 +9,7 @@ from jaxtyping import Array
 from jaxdiff import diffusion, ranges
 from jaxdiff.diffusion import Bridge as Path
 from jaxdiff.diffusion import NamedSampler, VEBridge
-from jaxdiff.networks import Params
+from jaxdiff.networks import Condition, Params
 from jaxdiff.tasks import Example, Given
 
 from . import method
@@ -17,7 +17,8 @@ from . import method
 
 @dataclass(frozen=True)
 class Bridge(method.Method):
-    """The task gives y as `Given.start`; the network predicts x0 and sees y beside x_t, as its estimate."""
+    """The task gives y as `Given.start`; the network predicts x0 and sees beside x_t the condition's estimate: y, where
+    the task gives no other."""
 
     knobs: ClassVar[frozenset[str]] = frozenset({"sampler", "steps", "spacing"})
     samplers: ClassVar[Mapping[str, NamedSampler]] = diffusion.BRIDGE_SAMPLERS
@@ -49,7 +50,7 @@ class Bridge(method.Method):
             y = given.start
             assert y is not None  # see check
             auxiliary = method.sound_distance(model, self.auxiliary, self.auxiliary_weight, given)
-            cond = given.cond.with_estimate(y)
+            cond = _beginning(given)
             options: dict[str, Any] = dict(sample_t=sample_t, auxiliary=auxiliary)
             loss, metrics = diffusion.bridge_loss(network, self.schedule, x0, y, cond, context.key, **options)
             return loss, (metrics, context.extra)
@@ -62,8 +63,14 @@ class Bridge(method.Method):
         def sample(params: Params, given: Given, noise: Array, keys: Array) -> Array:
             y = given.start
             assert y is not None  # see check
-            denoiser = diffusion.bridge_denoiser(model.network.bound(params), given.cond.with_estimate(y))
+            denoiser = diffusion.bridge_denoiser(model.network.bound(params), _beginning(given))
             denoiser = model.task.guide(model.representation, denoiser, self.schedule, given)
             return sampler(denoiser, self.schedule, y, times, keys)
 
         return sample
+
+
+def _beginning(given: Given) -> Condition:
+    """The condition with an estimate of x0: the task's own, or where the bridge begins."""
+    assert given.start is not None  # see check
+    return given.cond if given.cond.estimate is not None else given.cond.with_estimate(given.start)

@@ -1,10 +1,14 @@
-"""Editing: a trained denoiser begins with somebody's sound instead of noise. Nothing is trained by it."""
+"""Editing: a trained denoiser begins with somebody's sound instead of noise, or with the noise between those of two.
+
+Nothing is trained by it.
+"""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from jaxtyping import Array
+import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from jaxdiff import diffusion, ranges
 from jaxdiff.diffusion import NamedSampler
@@ -71,3 +75,54 @@ class Edit(method.Method):
         return diffusion.denoiser(
             network, own.schedule, own.prediction, given.cond._replace(label=known), sigma_data=own.sigma_data
         )
+
+
+@dataclass(frozen=True, eq=False)
+class Between(method.Method):
+    """The sound at `share` of the way from `Given.start` to the features in `Given.kept`: both are taken to noise along
+    the probability flow of `inner`, without guidance, and what lies between the two noises on the sphere comes back
+    (Song et al. 2021, DDIM, section 5.3). Nothing is drawn."""
+
+    knobs: ClassVar[frozenset[str]] = frozenset({"sampler", "steps", "spacing"})
+    takes_start: ClassVar[bool] = True
+    samplers: ClassVar[Mapping[str, NamedSampler]] = {
+        name: named for name, named in Diffusion.samplers.items() if named.deterministic
+    }
+
+    inner: Diffusion = Diffusion()
+    share: ranges.Share = 0.5
+
+    @property
+    def schedule(self) -> diffusion.Schedule:  # type: ignore[override]
+        return self.inner.schedule
+
+    def make_step(self, model: method.Model, optimizer: method.Optimizer, steps: int) -> Any:
+        raise TypeError("an edit trains nothing; train its inner method")
+
+    def make_sample(self, model: method.Model, sampling: method.Sampling, times: Array) -> method.Sample:
+        sampler, schedule, unguided = self.sampler(sampling), self.inner.schedule, replace(sampling, guidance=1.0)
+
+        def sample(params: Params, given: Given, noise: Array, keys: Array) -> Array:
+            assert given.start is not None
+            denoiser = self.inner.denoiser(model, unguided, params, given)
+            first, second = (diffusion.invert(denoiser, schedule, x, times) for x in (given.start, given.kept))
+            return sampler(denoiser, schedule, slerp(first, second, self.share), times, keys)
+
+        return sample
+
+
+def slerp(a: Float[Array, "batch ..."], b: Float[Array, "batch ..."], share: float) -> Float[Array, "batch ..."]:
+    """Each item of `b` and `a` in the shares that keep the length of a noise, which their plain mean would not.
+
+    >>> slerp(jnp.array([[1.0, 0.0]]), jnp.array([[0.0, 1.0]]), 0.5).round(3).tolist()
+    [[0.7070000171661377, 0.7070000171661377]]
+    """
+    axes = tuple(range(1, a.ndim))
+    norm = lambda x: jnp.sqrt((x**2).sum(axes, keepdims=True))  # noqa: E731
+    cosine = (a * b).sum(axes, keepdims=True) / jnp.maximum(norm(a) * norm(b), 1e-12)
+    angle = jnp.arccos(jnp.clip(cosine, -1, 1))
+    apart = jnp.sin(angle) > 1e-4  # else they point the same way, and a line is as good
+    below = jnp.where(apart, jnp.sin(angle), 1)
+    first = jnp.where(apart, jnp.sin((1 - share) * angle) / below, 1 - share)
+    second = jnp.where(apart, jnp.sin(share * angle) / below, share)
+    return first * a + second * b

@@ -30,7 +30,7 @@ SamplerName = Literal[
 ]  # fmt: skip
 SpacingName = Literal["uniform", "quadratic", "cosine", "karras", "logsnr", "searched"]
 WeightName = Literal["velocity", "constant", "snr", "min_snr", "edm", "sigmoid"]
-AuxiliaryName = Literal["none", "stft", "mel", "speech"]
+AuxiliaryName = Literal["none", "stft", "spectrum", "mel", "speech"]
 
 
 class Model(NamedTuple):
@@ -183,6 +183,7 @@ def sound_distance(model: Model, name: AuxiliaryName, weight: float, given: Give
     sr = model.representation.sample_rate
     distance = {
         "stft": features.multi_resolution_stft_loss,
+        "spectrum": lambda a, b: features.multi_resolution_stft_loss(a, b, resolutions=((512, 128, 512),)),
         "mel": lambda a, b: features.mel_loss(a, b, sr=sr),
         "speech": features.speech_loss,
     }[name]

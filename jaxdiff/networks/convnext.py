@@ -77,6 +77,13 @@ def _modulation(size: int, width: int, timed: bool, rngs: nnx.Rngs) -> nnx.Modul
     return nnx.Linear(width, size, kernel_init=zeros, rngs=rngs) if timed else Constant(size)
 
 
+def _masked(mask: Array, x: Array) -> Array:
+    """The product of complex numbers, real parts and then imaginary ones."""
+    a, b = jnp.split(mask, 2, axis=-1)
+    real, imag = jnp.split(x, 2, axis=-1)
+    return jnp.concatenate([a * real - b * imag, a * imag + b * real], -1)
+
+
 def _none(t: Array, label: Array | None, r: Array | None, rngs: nnx.Rngs | None) -> Array:
     """The conditioner of a network that sees neither time nor class."""
     return t
@@ -88,7 +95,8 @@ class ConvNeXt(layers.FrameNetwork):
     `kernel` taps (odd), with dilations 1, 2, 4 ... 2**(dilation_cycle - 1), repeated. Not `timed`, it sees neither time
     nor class, for methods of one pass: a quarter of the weights are not there. A condition's tokens, of
     `token_features`, are pooled to one vector that modulates as time and class do (a set of frames of a voice tells
-    whose it is). Other options: see `layers`.
+    whose it is). With `masks` features are real parts and then imaginary ones, and the output is m x_t + n y + a of the
+    estimate y, with complex masks m and n; at first it is y. Other options: see `layers`.
     """
 
     def __init__(
@@ -101,6 +109,7 @@ class ConvNeXt(layers.FrameNetwork):
         expansion: ranges.Count = 3,
         dilation_cycle: ranges.Count = 1,
         timed: bool = True,
+        masks: bool = False,
         condition_features: int = 0,
         num_classes: int = 0,
         token_features: int = 0,
@@ -114,7 +123,9 @@ class ConvNeXt(layers.FrameNetwork):
     ):
         if kernel < 1 or kernel % 2 == 0:
             raise ValueError(f"kernel: expected an odd number of taps, got {kernel}; use {kernel + 1}")
-        self.kernel, self.remat, self.self_conditioning = kernel, remat, self_conditioning
+        if masks and (features % 2 or not self_conditioning):
+            raise ValueError("masks: are for real and imaginary parts and a method with an estimate; use masks no")
+        self.kernel, self.remat, self.self_conditioning, self.masks = kernel, remat, self_conditioning, masks
         self.dilations = tuple(2 ** (i % dilation_cycle) for i in range(depth))
         if not timed and (num_classes or second_time or token_features):
             raise ValueError("timed no: the network would see no class, tokens or second time, as is needed; use yes")
@@ -126,7 +137,24 @@ class ConvNeXt(layers.FrameNetwork):
         make = functools.partial(Block, width, kernel, expansion, 1 / depth, compute_dtype, timed)
         self.blocks = layers.stack(make, depth, rngs)
         self.modulation = _modulation(2 * width, width, timed, rngs)
-        self.output = nnx.Linear(width, features, kernel_init=layers.output_init(zero_output), rngs=rngs)
+        outputs = 3 * features if masks else features
+        self.output = nnx.Linear(width, outputs, kernel_init=layers.output_init(zero_output), rngs=rngs)
+
+    def __call__(
+        self,
+        x_t: layers.Frames,
+        t: layers.PerItem,
+        cond: layers.Condition = layers.Condition(),
+        *,
+        r: layers.PerItem | None = None,
+        rngs: nnx.Rngs | None = None,
+    ) -> layers.Frames:
+        if not self.masks:
+            return super().__call__(x_t, t, cond, r=r, rngs=rngs)
+        h = self.hidden(x_t, self.conditioner(t, cond.label, r, rngs), cond, rngs)
+        m, n, added = jnp.split(self.output(h), 3, axis=-1)
+        y = jnp.zeros_like(x_t) if cond.estimate is None else cond.estimate
+        return _masked(m, x_t) + _masked(n, y) + y + added
 
     @property
     def receptive_field(self) -> int:

@@ -1,11 +1,16 @@
 """Tasks: what is known and what is made. Each file is one; `task.py` says what a task is."""
 
+from .damage import Damage as Damage
+from .damage import Damaged as Damaged
+from .damage import Guess as Guess
 from .enhance import Amount as Amount
 from .enhance import Enhance as Enhance
 from .generate import Generate as Generate
 from .instrument import Conversion as Conversion
 from .instrument import Instrument as Instrument
 from .mixtures import Mixture as Mixture
+from .repair import Repair as Repair
+from .repair import ZeroShot as ZeroShot
 from .restyle import Keep as Keep
 from .restyle import Restyle as Restyle
 from .task import Batch as Batch
@@ -28,4 +33,5 @@ TASKS = {  # the names of `task.kind`
     "transcribe": Transcribe,
     "instrument": Instrument,
     "voice": Voice,
+    "repair": Repair,
 }
