@@ -3,10 +3,10 @@
 Sounds are mono at 16 kHz with a peak of -6 dBFS; places are (start, stop) in samples.
 
 The log-spectral distance (LSD, dB) of a frame is the root of the mean over its bins of the squared difference of two
-levels in dB, each not below -60 dB of the loudest bin of the true clip, of a lost band not below -80 dB: of what is
-high, much is that soft. Frames have 512 samples (Hann), every 128. In a gap count the frames whose centre lies inside
-it, so that those near its ends see known samples too; of a lost band count the bins above its cut-off, in all frames.
-The figure of a clip is the mean over the frames, then over the gaps.
+levels in dB, each not below -60 dB of the loudest bin of the true clip; of a lost band not below -80 dB, and again not
+below -120 dB, which is next to no limit, as the measure is mostly given. Frames have 512 samples (Hann), every 128. In
+a gap count the frames whose centre lies inside it, so that those near its ends see known samples too; of a lost band
+count the bins above its cut-off, in all frames. The figure of a clip is the mean over the frames, then over the gaps.
 """
 
 import subprocess
@@ -25,8 +25,7 @@ PEAK = 10 ** (-6 / 20)
 MUSIC_SECONDS = 6
 APART = RATE // 5  # of gaps, from each other and from the ends
 QUIETEST_GAP_DB = -35.0  # relative to the clip
-FRAME, HOP = 512, 128
-FLOOR_DB, BAND_FLOOR_DB = -60.0, -80.0
+FRAME, HOP, FLOOR_DB = 512, 128, -60.0
 TRANSITION, ATTENUATION_DB = 200.0, 80.0  # of the steep low-pass, Hz
 CLICK_SECONDS = (0.001, 0.004)
 CLICK_DB = (-12.0, 0.0)  # of a click's peak, relative to the sound's
@@ -170,10 +169,12 @@ def magnitudes(y: np.ndarray) -> np.ndarray:
     return np.abs(np.fft.rfft(frames * np.hanning(FRAME + 1)[:-1]))
 
 
-def log_spectral_distances(target: np.ndarray, made: np.ndarray, above: float = 0.0) -> np.ndarray:
+def log_spectral_distances(
+    target: np.ndarray, made: np.ndarray, above: float = 0.0, floor_db: float = FLOOR_DB
+) -> np.ndarray:
     """The LSD of every frame [frames], of the bins at `above` Hz and higher."""
     true, found = magnitudes(target), magnitudes(made)
-    floor = true.max() * 10 ** ((BAND_FLOOR_DB if above else FLOOR_DB) / 20)
+    floor = true.max() * 10 ** (floor_db / 20)
     first = int(np.ceil(above * FRAME / RATE))
     levels = [20 * np.log10(np.maximum(part[:, first:], floor)) for part in (true, found)]
     return np.sqrt(((levels[0] - levels[1]) ** 2).mean(1))
@@ -185,8 +186,8 @@ def gap_lsd(target: np.ndarray, made: np.ndarray, gaps: Sequence[Gap]) -> float:
     return float(np.mean([distances[(centres >= start) & (centres < stop)].mean() for start, stop in gaps]))
 
 
-def lsd(target: np.ndarray, made: np.ndarray, above: float = 0.0) -> float:
-    return float(log_spectral_distances(target, made, above).mean())
+def lsd(target: np.ndarray, made: np.ndarray, above: float = 0.0, floor_db: float = FLOOR_DB) -> float:
+    return float(log_spectral_distances(target, made, above, floor_db).mean())
 
 
 def gap_sdr(target: np.ndarray, made: np.ndarray, gaps: Sequence[Gap]) -> float:

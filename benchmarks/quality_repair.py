@@ -42,10 +42,12 @@ import peers_repair as peers
 from measures import RATE, interval, shown
 from measures_repair import Clip, Gap
 
-DIGITS = {"pesq": 2, "lsd": 2, "sdr": 1, "sdr_gain": 1, "ovrl": 2, "kept": 5}
+DIGITS = {"pesq": 2, "lsd": 2, "lsd_80": 2, "lsd_120": 2, "sdr": 1, "sdr_gain": 1, "ovrl": 2, "kept": 5}
 HEADER = {
     "pesq": "PESQ",
     "lsd": "LSD (dB)",
+    "lsd_80": "LSD to -80 dB",
+    "lsd_120": "LSD to -120 dB",
     "sdr": "SDR (dB)",
     "sdr_gain": "SDR gain (dB)",
     "ovrl": "DNSMOS",
@@ -242,7 +244,10 @@ def score(item: Item, made: np.ndarray, fault: str, speech: bool) -> dict[str, f
         found["lsd"] = measures_repair.gap_lsd(item.target, made, item.places)
         found["sdr"] = measures_repair.gap_sdr(item.target, made, item.places)
     else:
-        found["lsd"] = measures_repair.lsd(item.target, made, item.cutoff)
+        for floor in (80, 120) if fault == "band" else ():
+            found[f"lsd_{floor}"] = measures_repair.lsd(item.target, made, item.cutoff, -floor)
+        if fault != "band":
+            found["lsd"] = measures_repair.lsd(item.target, made)
         before = measures_repair.sdr(item.target, item.given)
         found["sdr_gain"] = measures_repair.sdr(item.target, made) - before
     if speech and fault in ("band", "codec"):
@@ -288,8 +293,8 @@ def report(case: Case, scores: dict[str, dict[str, np.ndarray]], rows: Sequence[
     }
     found = {"fault": case.fault, "clips": len(case.items), "methods": figures, "differences": differences}
     if case.fault == "band":
-        before = figures["input"]["lsd"]["mean"]
-        found["lowered_percent"] = {name: 100 * (1 - figures[name]["lsd"]["mean"] / before) for name in rows}
+        lowered = lambda name, lsd: 100 * (1 - figures[name][lsd]["mean"] / figures["input"][lsd]["mean"])  # noqa: E731
+        found["lowered_percent"] = {name: {lsd: lowered(name, lsd) for lsd in ("lsd_80", "lsd_120")} for name in rows}
     return found
 
 
@@ -310,8 +315,9 @@ def show(title: str, figures: dict[str, Any]) -> None:
         measures.print_table(
             "against the peer, clip by clip", ["model", "minus", *(HEADER[m] for m in columns if m != "kept")], rows
         )
-    for name, percent in figures.get("lowered_percent", {}).items():
-        print(f"{name}: mean LSD of the lost band lowered by {percent:.0f} %")
+    for name, lowered in figures.get("lowered_percent", {}).items():
+        percent = " and ".join(f"{HEADER[lsd]} by {value:.0f} %" for lsd, value in lowered.items())
+        print(f"{name}: mean of the lost band lowered, {percent}")
 
 
 # Speed --------------------------------------------------------------------------------------------------------------

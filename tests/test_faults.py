@@ -123,15 +123,18 @@ def test_clicks_are_found(per_second):
         put.append((a, a + length))
     found = places(find_in(rounded(y)[None], SR), "click")
     assert all(any(a < d and b > c for c, d in put) for a, b in found)
-    hits = [min((abs(a - c) + abs(b - d) for a, b in found), default=99) <= 8 for c, d in put]
+    hits = [min((abs(a - c) + abs(b - d) for a, b in found), default=99) <= 8 + 2 * EDGE for c, d in put]
     assert np.mean(hits) >= 0.95
+
+
+EDGE = round(0.0002 * SR)  # on both sides of what stands out
 
 
 @pytest.mark.parametrize("length", [1, 3, 10])
 def test_clicks_of_a_few_samples(length):
     y = sound()
     y[SR : SR + length] += 0.4 * (-1) ** np.arange(length).astype(np.float32)
-    assert places(find_in(y[None], SR), "click") == [(SR, SR + length)]
+    assert places(find_in(y[None], SR), "click") == [(SR - EDGE, SR + length + EDGE)]
 
 
 # Bands and codecs ---------------------------------------------------------------------------------------------------

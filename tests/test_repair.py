@@ -254,9 +254,10 @@ def test_a_gap_of_a_mono_array_is_filled_as_one_of_channels(trained):
     assert (both[0] == alone).all() and (both[1] == alone).all()
 
 
-def test_gaps_of_more_than_a_second_are_left():
-    faults = [Fault("gap", 0, 0, SR, 0.0), Fault("gap", 0, 2 * SR, 3 * SR + 1, 0.0)]
-    assert repairable(faults, SR) == (tuple(faults[:1]), tuple(faults[1:]))
+def test_gaps_of_more_than_a_second_and_bands_above_the_models_are_left():
+    faults = [Fault("gap", 0, 0, SR, 0.0), Fault("band", 0, 0, SR, 4000.0)]
+    others = [Fault("gap", 0, 2 * SR, 3 * SR + 1, 0.0), Fault("band", 0, 0, SR, 7900.0)]
+    assert repairable([*faults, *others], SR) == (tuple(faults), tuple(others))
 
 
 def test_clicks_in_what_can_be_predicted_vanish():

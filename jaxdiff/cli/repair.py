@@ -115,9 +115,11 @@ class Repair(run.Processed):
             temporary.write_text(json.dumps(sidecar, indent=1) + "\n", encoding="utf-8")
         _picture(file, wav, target, repaired)
         over = f", above full scale ({patched.peak:.2f}), so as floats" if patched.peak > FULL_SCALE else ""
-        left = f"; left alone: {len(done.left)} of more than a second (see jaxdiff edit)" if done.left else ""
+        why = {"gap": "gaps of more than a second (see jaxdiff edit)", "band": "a band above what the model makes"}
+        kinds = dict.fromkeys(fault.kind for fault in done.left)
+        left = f"; left alone: {', '.join(why[kind] for kind in kinds)}" if kinds else ""
         same = f"{patched.changed} of {patched.samples} samples changed, the others are bit for bit the input's"
-        return f"{wav}: {repaired.said()}; {same}{over}{left}"
+        return f"{wav}: {found.said()}; {same}{over}{left}"
 
 
 def _span(text: str) -> tuple[float, float]:

@@ -14,6 +14,7 @@ _ORDER = 30  # of the linear prediction
 _SCORE = 10.0  # the loudness of a residual against that beside it, weighted by its loudness in the sound
 _HOP_SECONDS, _MODEL_SECONDS = 0.0005, 0.02  # of a residual's envelope, and of one prediction
 _LONGEST_CLICK = 0.005  # seconds
+_EDGE_SECONDS = 0.0002  # on both sides of what stands out, where a click is no louder than the sound
 _USUAL = 0.55  # rank of the usual envelope among those on one side; up to a third of them may be clicks
 _QUIET = 2e-5  # of full scale: below it residuals are rounding
 
@@ -43,7 +44,7 @@ def clicks(x: Float[np.ndarray, " samples"], sr: int) -> list[Run]:
         out[:-hop] |= out[hop:].copy()
         at = np.arange(len(x))
         fitted = np.where(out, np.interp(at, at[~out], x[~out]), x).astype(np.float32)
-    found = []
+    found, edge = [], max(2, round(_EDGE_SECONDS * sr))
     first, last = runs_of(np.asarray(score > _SCORE))
     margin = 2 * _ORDER + hop
     for i, j in zip(first.tolist(), last.tolist(), strict=True):
@@ -60,7 +61,8 @@ def clicks(x: Float[np.ndarray, " samples"], sr: int) -> list[Run]:
             rms = np.sqrt(np.sum(both[start:stop] ** 2) / max(hop, stop - start))
             new = not found or low + start >= found[-1].stop
             if new and stop - start <= _LONGEST_CLICK * sr and rms / level * (rms / active) ** 0.6 > _SCORE:
-                found.append(Run(low + int(start), low + int(stop)))
+                begin = max(low + int(start) - edge, found[-1].stop if found else 0)
+                found.append(Run(begin, min(low + int(stop) + edge, len(x))))
     return found
 
 

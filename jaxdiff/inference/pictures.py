@@ -63,14 +63,13 @@ def spectrograms(
 
 
 def mark(figure: Any, places: Sequence[tuple[float, float]]) -> None:
-    """Mark places, from and to seconds, in all spectrograms of a figure of one column: a bar at the lower edge."""
+    """Mark places, from and to seconds, in all spectrograms of a figure of one column: a bar at the upper edge."""
     for axis in figure.axes:
         if axis.get_xlabel() == "time (s)":
             low, high = axis.get_xlim()
             least = (high - low) / 400
             bars = [(max(low, a), max(b - a, least)) for a, b in places if b > low and a < high]
-            bottom, top = axis.get_ylim()
-            axis.broken_barh(bars, (bottom, 0.03 * (top - bottom)), facecolors="cyan")
+            axis.broken_barh(bars, (0.97, 0.03), facecolors="cyan", transform=axis.get_xaxis_transform())
 
 
 def frames(

@@ -47,6 +47,7 @@ BEST: dict[Kind, MethodName] = {
 WINDOW_SECONDS = 2.048
 INNER_SECONDS = 1.024  # of a window whose faults are repaired; the rest is what the model sees beside them
 LONGEST_GAP = 1.0  # seconds
+HIGHEST_CUTOFF = 7200.0  # Hz, above which little is left of the band of models at 16 kHz
 _PLACES: tuple[Kind, ...] = ("click", "clip", "gap")  # in this order; the others concern a whole sound
 _SHORTEST_GUESS = 1024  # samples: gaps share a program up to the next power of two
 
@@ -271,9 +272,15 @@ class Repairer:
 
 
 def repairable(faults: Sequence[Fault], rate: float) -> tuple[tuple[Fault, ...], tuple[Fault, ...]]:
-    """The faults that can be repaired, and those that are left: gaps longer than a second."""
-    long = lambda fault: fault.kind == "gap" and fault.stop - fault.start > LONGEST_GAP * rate  # noqa: E731
-    return tuple(f for f in faults if not long(f)), tuple(f for f in faults if long(f))
+    """The faults that can be repaired, and those that are left: gaps longer than a second, and bands that lie above all
+    that the models make."""
+
+    def can(fault: Fault) -> bool:
+        if fault.kind == "band":
+            return fault.value <= HIGHEST_CUTOFF
+        return fault.kind != "gap" or fault.stop - fault.start <= LONGEST_GAP * rate
+
+    return tuple(filter(can, faults)), tuple(fault for fault in faults if not can(fault))
 
 
 def inner_parts(faults: Sequence[Fault], most: int) -> Iterator[tuple[int, int]]:
