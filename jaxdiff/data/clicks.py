@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from jaxdiff.data.breaks import STEP, Run, runs_of
 
 _ORDER = 30  # of the linear prediction
-_SCORE = 10.0  # the loudness of a residual against that beside it, weighted by its loudness in the sound
+_SCORE = 8.0  # the loudness of a residual against that beside it, weighted by its loudness in the sound
 _HOP_SECONDS, _MODEL_SECONDS = 0.0005, 0.02  # of a residual's envelope, and of one prediction
 _LONGEST_CLICK = 0.005  # seconds
 _EDGE_SECONDS = 0.0002  # on both sides of what stands out, where a click is no louder than the sound
