@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdiff.tasks.damage import CONTEXT, Damage, _coded, guess_band, guess_gap, low_pass
+from jaxdiff.tasks.damage import CONTEXT, NOISE, Damage, _coded, guess_band, guess_gap, low_pass
 
 FAST_COMPILE = {"xla_backend_optimization_level": 0}
 SR, SAMPLES = 8000, 8192
@@ -81,11 +81,12 @@ def test_steady_tones_are_guessed_through_a_gap():
     assert (np.asarray(guess.expected)[:, 3400:] == wave[:, 3400:]).all()
 
 
-def test_a_gap_in_noise_is_drawn_at_the_level_of_the_noise():
+def test_a_gap_in_noise_is_drawn_with_noise_of_its_level():
     wave = np.random.default_rng(0).standard_normal((4, SAMPLES)).astype(np.float32)
     start, length = jnp.full(4, 2000), jnp.full(4, 2000)
     guess = guess_gap(jnp.asarray(wave), start, length, jax.random.key(0), longest=2048)
-    assert 0.8 < np.asarray(guess.drawn)[:, 2200:3800].std() < 1.3
+    added = np.asarray(guess.drawn - guess.expected)
+    assert 0.8 * NOISE < added[:, 2200:3800].std() < 1.3 * NOISE
     assert np.asarray(guess.expected)[:, 2200:3800].std() < 0.6
     assert CONTEXT < 2000
 
@@ -117,7 +118,7 @@ def test_a_coder_of_few_bits_leaves_noise_below_the_sound():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(gap_shortest=0.5), "gap_shortest 0.5 is above gap_longest 0.4; exchange them"),
+        (dict(gap_shortest=0.6), "gap_shortest 0.6 is above gap_longest 0.5; exchange them"),
         (dict(gaps=0.9), "add up to more than 1"),
         (dict(cutoff_low=9000.0), "cutoff_low 9000.0 is above cutoff_high 7000.0; exchange them"),
     ],

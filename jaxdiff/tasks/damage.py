@@ -1,7 +1,7 @@
 """What happens to sounds: gaps, clipping, lost bands and lossy coding, made inside a training step; and first guesses.
 
 A guess is what signal processing can say of the missing part, and what a model begins with: its expected value, and a
-draw with as much energy as the sound around it has. In a gap it is the prediction from both sides, above a cut-off the
+draw that has noise too. In a gap it is the prediction from both sides, above a cut-off the
 harmonics that a rectifier makes and noise. The model decides how much of either there is.
 """
 
@@ -20,6 +20,7 @@ from jaxdiff.features.filters import fft_convolve
 Waves = Float[Array, "batch samples"]
 
 ORDER = 200  # of the prediction into a gap: more than a period of the voice
+NOISE = 0.3  # of what is drawn in a gap, against the level of the sound beside it: models hardly take noise away
 CONTEXT = 640  # samples on both sides that it is found from; of speech, more tell of other sounds
 FADE = 32  # samples at both ends of a gap over which the guess becomes what the model makes
 _LINES = 512  # of the coder's transform
@@ -53,8 +54,8 @@ class Damage:
     clipped: ranges.Share = 0.125
     band_limited: ranges.Share = 0.25
     coded: ranges.Share = 0.125
-    gap_shortest: ranges.Positive = 0.01  # seconds
-    gap_longest: ranges.Positive = 0.4
+    gap_shortest: ranges.Positive = 0.02  # seconds
+    gap_longest: ranges.Positive = 0.5
     gaps_each: ranges.Count = 3
     clipped_least: ranges.Share = 0.003  # share of the samples that are not silent
     clipped_most: ranges.Share = 0.4
@@ -163,7 +164,7 @@ def guess_gap(
         old = jax.lax.dynamic_slice(y, (place,), (longest,))
         fill = lambda new: jax.lax.dynamic_update_slice(y, jnp.where(n < length, new, old), (place,))  # noqa: E731
         inner = slice(CONTEXT, CONTEXT + samples)
-        return fill(mean)[inner], fill(mean + draw)[inner]
+        return fill(mean)[inner], fill(mean + NOISE * draw)[inner]
 
     keys = jax.random.split(key, len(wave))
     return Guess(*jax.vmap(one)(padded, start, length, keys))
