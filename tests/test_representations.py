@@ -74,9 +74,10 @@ def test_magnitudes_come_back_and_their_gradient_takes_phases_as_constants():
     assert np.linalg.norm(again**2 - x**2) / np.linalg.norm(x**2) <= 0.3  # spectral convergence of noise
     assert pair.decode(x).shape == y.shape
     # With constant phases the sound is linear in the magnitudes: its derivative along x = sqrt(S) is twice itself.
-    made, moved = jax.jvp(pair.decode, (x,), (x,))
+    few, x = Magnitude(n_fft=256, hop_length=64, n_iter=2), x[:1]
+    made, moved = jax.jit(lambda x: jax.jvp(few.decode, (x,), (x,)))(x)
     assert max_relative(moved, 2 * made) <= 1e-4
-    assert jnp.isfinite(jax.grad(lambda x: (pair.decode(x) ** 2).sum())(0 * x)).all()
+    assert jnp.isfinite(jax.jit(jax.grad(lambda x: (few.decode(x) ** 2).sum()))(0 * x)).all()
 
 
 @pytest.mark.parametrize("exponent", [1.0, 0.5, 0.3])

@@ -22,7 +22,8 @@ _ASKED: dict[str, str] = {"declip": "clip", "declick": "click", "decodec": "code
 @dataclass(frozen=True, kw_only=True)
 class Repair(run.Processed):
     """Mend recordings of any length, rate and number of channels: WAV, spectrograms before and after as PNG, and JSON
-    sidecar each. Without further options all faults are found and mended; with some, only what they name."""
+    sidecar each. Without further options all faults are found and mended but for coding, which is everywhere and of
+    which little can be mended; with some, only what they name."""
 
     gap: tuple[str, ...] = ()
     """START:END of drop-outs in seconds, in all channels"""
@@ -94,8 +95,9 @@ class Repair(run.Processed):
         from jaxdiff.inference.outputs import FULL_SCALE
 
         wav = files.beside(target, ".wav")
-        done = repairer.file(file, wav, found.faults, tell=tell)
-        patched = done.patched
+        coding = () if self.decodec else found.of("codec")
+        done = repairer.file(file, wav, [f for f in found.faults if f not in coding], tell=tell)
+        patched, left_alone = done.patched, (*done.left, *coding)
         repaired = type(found)(found.sample_rate, found.channels, found.samples, done.repaired)
         sidecar = {
             "jaxdiff": __version__,
@@ -103,7 +105,7 @@ class Repair(run.Processed):
             "seed": self.seed,
             "models": done.models,
             "repaired": repaired.to_json(),
-            "left": [f"{f.kind} of {(f.stop - f.start) / found.sample_rate:.2f} s" for f in done.left],
+            "left": [f"{f.kind} of {(f.stop - f.start) / found.sample_rate:.2f} s" for f in left_alone],
             "sample_rate": found.sample_rate,
             "seconds": patched.seconds,
             "subtype": patched.subtype,
@@ -116,7 +118,8 @@ class Repair(run.Processed):
         _picture(file, wav, target, repaired)
         over = f", above full scale ({patched.peak:.2f}), so as floats" if patched.peak > FULL_SCALE else ""
         why = {"gap": "gaps of more than a second (see jaxdiff edit)", "band": "a band above what the model makes"}
-        kinds = dict.fromkeys(fault.kind for fault in done.left)
+        why["codec"] = "coding (see --decodec)"
+        kinds = dict.fromkeys(fault.kind for fault in left_alone)
         left = f"; left alone: {', '.join(why[kind] for kind in kinds)}" if kinds else ""
         same = f"{patched.changed} of {patched.samples} samples changed, the others are bit for bit the input's"
         return f"{wav}: {found.said()}; {same}{over}{left}"
