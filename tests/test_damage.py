@@ -115,6 +115,16 @@ def test_a_coder_of_few_bits_leaves_noise_below_the_sound():
     assert coded.shape == wave.shape
 
 
+def test_what_a_real_coder_made_takes_the_place_of_the_imitation():
+    wave, coded = tones(4), np.random.default_rng(0).standard_normal((4, SAMPLES)).astype(np.float32)
+    damage = dataclasses.replace(NONE, coded=0.5)
+    found = damage(jnp.asarray(wave), sr=SR, key=jax.random.key(0), coded=jnp.asarray(coded))
+    assert (np.asarray(found.guess.expected)[:2] == coded[:2]).all()
+    assert (np.asarray(found.guess.expected)[2:] == wave[2:]).all()
+    added = np.asarray(found.guess.drawn - found.guess.expected)
+    assert 0.08 < added[:2].std() / coded[:2].std() < 0.12 and not added[2:].any()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

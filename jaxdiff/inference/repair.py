@@ -352,9 +352,10 @@ def _guessed(y: np.ndarray, places: list[tuple[int, int]], seed: int) -> tuple[n
 
 def _as_whole(faults: Sequence[Fault], rate: float) -> Callable[[int, int], dict[str, np.ndarray]]:
     """What a window is told of faults that concern a whole sound."""
-    cutoffs = [fault.value for fault in faults if 0 < fault.value < rate / 2]
+    coding = any(fault.kind == "codec" for fault in faults)
+    cutoffs = [fault.value for fault in faults if fault.kind == "band" and not coding]
     cutoff = np.asarray(max(cutoffs, default=1e6), np.float32)
-    coded = np.asarray(any(fault.kind == "codec" for fault in faults))
+    coded = np.asarray(coding)
     return lambda start, window: {"cutoff": cutoff, "coded": coded}
 
 

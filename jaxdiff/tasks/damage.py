@@ -77,11 +77,11 @@ class Damage:
                 "them smaller"
             )
 
-    def __call__(self, wave: Waves, *, sr: int, key: PRNGKeyArray) -> Damaged:
-        """Damaged sounds at `sr` Hz."""
+    def __call__(self, wave: Waves, *, sr: int, key: PRNGKeyArray, coded: Waves | None = None) -> Damaged:
+        """Damaged sounds at `sr` Hz; `coded` is what a lossy coder made of them, in place of an imitation."""
         batch, samples = wave.shape
         ends = np.round(np.cumsum([self.gaps, self.clipped, self.band_limited, self.coded]) * batch).astype(int)
-        keys = jax.random.split(key, 5)
+        keys = jax.random.split(key, 7)
         expected, drawn = wave, wave
         lost, clipped = jnp.zeros_like(wave), jnp.zeros(wave.shape, bool)
         cutoff = jnp.full(batch, sr / 2, wave.dtype)
@@ -96,20 +96,21 @@ class Damage:
             limited = jnp.clip(wave[cut], -level, level)
             expected, drawn = expected.at[cut].set(limited), drawn.at[cut].set(limited)
             clipped = clipped.at[cut].set(jnp.abs(wave[cut]) >= level)
-        if ends[3] > ends[1]:
-            narrow = slice(ends[1], ends[3])
+        if ends[2] > ends[1]:
+            narrow = slice(ends[1], ends[2])
             low, high = np.log(self.cutoff_low), np.log(min(self.cutoff_high, 0.95 * sr / 2))
-            size = (ends[3] - ends[1],)
+            size = (ends[2] - ends[1],)
             edge = jnp.exp(jax.random.uniform(keys[2], size, minval=low, maxval=max(low, high)))
             limited = low_pass(wave[narrow], edge, 0.02 + 0.1 * jax.random.uniform(keys[3], size), sr)
-            if ends[3] > ends[2]:
-                few = ends[2] - ends[1]
-                limited = limited.at[few:].set(_coded(limited[few:], keys[4]))
             guess = guess_band(limited, edge, sr, keys[4])
             expected, drawn = expected.at[narrow].set(guess.expected), drawn.at[narrow].set(guess.drawn)
             cutoff = cutoff.at[narrow].set(edge)
-        coded = (jnp.arange(batch) >= ends[2]) & (jnp.arange(batch) < ends[3])
-        return Damaged(Guess(expected, drawn), lost, clipped, cutoff, coded)
+        if ends[3] > ends[2]:
+            few = slice(ends[2], ends[3])
+            guess = guess_coded(_coded(wave[few], keys[5]) if coded is None else coded[few], sr, keys[6])
+            expected, drawn = expected.at[few].set(guess.expected), drawn.at[few].set(guess.drawn)
+        through_coder = (jnp.arange(batch) >= ends[2]) & (jnp.arange(batch) < ends[3])
+        return Damaged(Guess(expected, drawn), lost, clipped, cutoff, through_coder)
 
     def _gaps(self, wave: Waves, sr: int, key: PRNGKeyArray) -> tuple[Guess, Waves]:
         """Each part of a sound loses one stretch; lengths are log-uniform."""
@@ -198,13 +199,23 @@ def guess_band(wave: Waves, cutoff: Float[Array, " batch"], sr: int, key: PRNGKe
     Both are made flat by a first difference.
     """
     bright = jnp.abs(wave) - jnp.abs(jnp.roll(wave, 1, -1))
+    noise = _noise(wave, sr, key)
+    above = lambda y: y - low_pass(y, cutoff, 0.03, sr)  # noqa: E731
+    return Guess(wave + above(bright), wave + above(noise))
+
+
+def guess_coded(wave: Waves, sr: int, key: PRNGKeyArray) -> Guess:
+    """A coded sound, and the same with noise of its loudness, of which the holes that the coder left can be filled."""
+    return Guess(wave, wave + _noise(wave, sr, key))
+
+
+def _noise(wave: Waves, sr: int, key: PRNGKeyArray) -> Waves:
+    """White noise 20 dB below a sound, as loud as it is within 10 ms."""
     half = round(0.01 * sr)
     smooth = np.hanning(2 * half + 1)
     power = fft_convolve(jnp.pad(wave**2, ((0, 0), (0, half))), jnp.asarray(smooth / smooth.sum(), wave.dtype))
     loudness = jnp.sqrt(jnp.maximum(power[:, half:], 1e-12))
-    noise = 0.1 * loudness * jax.random.normal(key, wave.shape, wave.dtype)
-    above = lambda y: y - low_pass(y, cutoff, 0.03, sr)  # noqa: E731
-    return Guess(wave + above(bright), wave + above(noise))
+    return 0.1 * loudness * jax.random.normal(key, wave.shape, wave.dtype)
 
 
 def _coded(wave: Waves, key: PRNGKeyArray) -> Waves:

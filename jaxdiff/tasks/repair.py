@@ -19,7 +19,7 @@ from jaxdiff.diffusion.operators import Operator
 from jaxdiff.features import CompressedStft, Normalized, Representation
 from jaxdiff.networks import Condition
 
-from .damage import Damage, Damaged, Guess, guess_band, low_pass
+from .damage import Damage, Damaged, Guess, guess_band, guess_coded, low_pass
 from .task import Batch, Estimate, Example, Given, Level, Needs, NoRequest, Task
 
 _FIT = 0.02  # share of a cut-off over which the sound to compare ends
@@ -35,8 +35,9 @@ class Repair(Task):
 
     Sampling begins at the guess that was drawn, and the network sees the expected one beside it. Whatever was not
     missing comes out as it was: samples outside of gaps and below the level of clipping, and the band below a cut-off.
-    Training damages the crops as `damage` says. In use a batch has what `Damaged` has: "wave" (the expected guess),
-    "drawn", "lost", "clipped", "cutoff" and "coded".
+    Training damages the crops as `damage` says; what `data.paired` has as "coded" are the same sounds through lossy
+    coders. In use a batch has what `Damaged` has: "wave" (the expected guess), "drawn", "lost", "clipped", "cutoff" and
+    "coded".
     """
 
     needs_sound: ClassVar[bool] = True
@@ -55,7 +56,10 @@ class Repair(Task):
 
     def example(self, representation: Representation, batch: Batch, key: PRNGKeyArray) -> Example:
         wave = self.leveled(batch["wave"])
-        damaged = self.damage(wave, sr=representation.sample_rate, key=key)
+        coded = batch.get("coded")
+        if coded is not None and self.peak_db is not None:
+            coded = coded * self.gain(jnp.abs(batch["wave"]).max(-1, keepdims=True))
+        damaged = self.damage(wave, sr=representation.sample_rate, key=key, coded=coded)
         peak = jnp.abs(jnp.where(damaged.lost > 0, 0, damaged.guess.expected)).max(-1, keepdims=True)
         gain = self.gain(peak)
         guess = Guess(*(gain * y for y in damaged.guess))
@@ -162,13 +166,14 @@ def _narrow(damaged: Damaged, sr: int) -> Array:
 
 
 def _damaged(batch: Batch, sr: int) -> Damaged:
-    """What a batch says of its damage; a lost band that is not guessed there is guessed here."""
+    """What a batch says of its damage; a lost band and the holes of a coder are guessed here if they are not there."""
     cutoff = batch["cutoff"]
     if "drawn" in batch:
         guess = Guess(batch["wave"], batch["drawn"])
         return Damaged(guess, batch["lost"], batch["clipped"], cutoff, batch["coded"])
     wave = batch["wave"]
-    guess = guess_band(wave, cutoff, sr, jax.random.key(0))
+    band, holes = guess_band(wave, cutoff, sr, jax.random.key(0)), guess_coded(wave, sr, jax.random.key(1))
+    guess = Guess(*(jnp.where(batch["coded"][:, None], b, a) for a, b in zip(band, holes, strict=True)))
     return Damaged(guess, jnp.zeros_like(wave), jnp.zeros(wave.shape, bool), cutoff, batch["coded"])
 
 
