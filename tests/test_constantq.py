@@ -82,7 +82,7 @@ def test_cqt_equals_librosa(options, tolerance):
 def test_octaves_near_half_the_rate_equal_librosas_of_each_octave_alone():
     y, frequencies = music(20011) + noise(20011), librosa.cqt_frequencies(100, fmin=float(librosa.note_to_hz("C1")))
     ours = cqt(jnp.asarray(y), n_bins=100)
-    for stop in range(100, 52, -12):
+    for stop in (100, 88):
         low = stop - 12
         alone = librosa.cqt(y.astype(np.float64), fmin=frequencies[low], n_bins=stop - low)
         assert max_relative(ours[low:stop], alone) <= 5e-4

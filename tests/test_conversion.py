@@ -170,10 +170,11 @@ def test_pooled_tokens_are_a_set_and_masked_ones_are_not_seen():
     x, t = jax.random.normal(jax.random.key(1), (2, 9, 6)), jnp.full(2, 0.5)
     tokens = jax.random.normal(jax.random.key(2), (2, 8, 5))
     mask = jnp.arange(8) < jnp.array([[5], [0]])
-    out = lambda tokens, mask=mask: network.apply(params, x, t, Condition(tokens=tokens, token_mask=mask))  # noqa: E731
+    apply = jax.jit(network.apply)
+    out = lambda tokens, mask=mask: apply(params, x, t, Condition(tokens=tokens, token_mask=mask))  # noqa: E731
     np.testing.assert_allclose(out(tokens), out(tokens.at[:, 5:].set(9.0)), atol=1e-5)
     np.testing.assert_allclose(out(tokens), out(tokens[:, jnp.array([4, 3, 2, 1, 0, 5, 6, 7])]), atol=1e-5)
-    np.testing.assert_allclose(out(tokens)[1], network.apply(params, x, t, Condition())[1], atol=1e-5)
+    np.testing.assert_allclose(out(tokens)[1], apply(params, x, t, Condition())[1], atol=1e-5)
     assert float(jnp.abs(out(tokens)[0] - out(tokens + 1)[0]).max()) > 1e-3
 
 

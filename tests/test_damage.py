@@ -36,7 +36,7 @@ def test_each_share_of_a_batch_has_its_damage_and_nothing_else():
     lost, clipped = np.asarray(found.lost), np.asarray(found.clipped)
     assert (lost.max(-1) > 0).tolist() == [True] * 2 + [False] * 6
     assert clipped.any(-1).tolist() == [False] * 2 + [True] * 2 + [False] * 4
-    assert (np.asarray(found.cutoff) < SR / 2).tolist() == [False] * 4 + [True] * 4
+    assert (np.asarray(found.cutoff) < SR / 2).tolist() == [False] * 4 + [True] * 2 + [False] * 2
     assert np.asarray(found.coded).tolist() == [False] * 6 + [True] * 2
     for guess in found.guess:
         assert (np.asarray(guess)[:2][lost[:2] == 0] == wave[:2][lost[:2] == 0]).all()

@@ -23,7 +23,7 @@ from jaxdiff.training import init_state, make_optimizer, make_train_step
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compilation")]
 
-CASES = 300
+CASES = 180
 LIMIT = 60  # seconds for one
 JUNK = [
     "0", "-1", "1", "2", "3", "1e-3", "0.5", "1e30", "-0.0", "nan", ".inf", "1e400", "9" * 30, "true", "no", "none", "",

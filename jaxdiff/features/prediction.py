@@ -6,12 +6,14 @@ Burg's method finds a filter that is stable, so that a sound can be continued: w
 what may happen (Kauppinen & Roth 2002, "Audio signal extrapolation").
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .transform import transform
+from .transform import each_item, transform
 
 _DAMPING = 0.9998  # of a pole on the unit circle per sample: its response has fallen to 1e-7 after 80,000
 _HISS = 1e-3  # of a sound's level: noise that is added before a filter is found, of which all bands have some
@@ -35,8 +37,8 @@ def burg(y: Float[Array, "... samples"], order: int) -> tuple[Float[Array, "... 
     """The filter of `lpc`, and the deviation of the noise that it leaves."""
     if order >= y.shape[-1]:
         raise ValueError(f"lpc: order {order} must be less than the {y.shape[-1]} samples; use a smaller order")
-    length, tiny = y.shape[-1], jnp.finfo(y.dtype).tiny
-    place = np.arange(length)
+    place = np.arange(y.shape[-1])
+    y, scale = _unit(y)
     coefficients = jnp.zeros((*y.shape[:-1], order + 1), y.dtype).at[..., 0].set(1.0)
 
     def step(state, m):
@@ -44,14 +46,16 @@ def burg(y: Float[Array, "... samples"], order: int) -> tuple[Float[Array, "... 
         backward = jnp.roll(backward, 1, -1)
         inside = place > m  # both errors of stage m need m + 1 samples
         f, b = jnp.where(inside, forward, 0), jnp.where(inside, backward, 0)
-        reflection = -2 * (f * b).sum(-1) / jnp.maximum((f**2 + b**2).sum(-1), tiny)
+        energy = (f**2 + b**2).sum(-1)
+        there = energy > jnp.finfo(y.dtype).eps ** 3
+        reflection = jnp.where(there, -2 * (f * b).sum(-1) / jnp.where(there, energy, 1), 0)
         k = reflection[..., None]
         reversed_a = jnp.where(np.arange(order + 1) <= m + 1, jnp.roll(jnp.flip(a, -1), m + 2, -1), 0)
         return (forward + k * backward, backward + k * forward, a + k * reversed_a, power * (1 - reflection**2)), None
 
     start = (y, y, coefficients, (y**2).mean(-1))
     (_, _, coefficients, power), _ = jax.lax.scan(step, start, jnp.arange(order))
-    return coefficients, jnp.sqrt(jnp.maximum(power, 0))
+    return coefficients, scale[..., 0] * _root(power)
 
 
 @transform
@@ -69,18 +73,38 @@ def extrapolate(
     >>> bool(jnp.abs(further - jnp.sin(0.1 * jnp.arange(1000.0, 1005.0))).max() < 0.01)
     True
     """
-    hiss = np.random.default_rng(0).standard_normal(y.shape[-1])
-    level = _HISS * jnp.sqrt((y**2).mean(-1, keepdims=True))
+    noise = jnp.zeros((*y.shape[:-1], samples), y.dtype)
+    if key is not None:
+        noise = jax.random.normal(key, noise.shape, y.dtype)
+    return each_item(functools.partial(_further, order), y, noise)
+
+
+def _further(order: int, y: Float[Array, " samples"], noise: Float[Array, " further"]) -> Float[Array, " further"]:
+    """What follows y, for this noise of unit deviation."""
+    samples = len(noise)
+    y, scale = _unit(y)
+    hiss = np.random.default_rng(0).standard_normal(len(y))
+    level = _HISS * _root((y**2).mean(-1, keepdims=True))
     a, deviation = burg(y + level * jnp.asarray(hiss, y.dtype), order)
     a = a * jnp.asarray(_DAMPING ** np.arange(order + 1), a.dtype)
     # what the last samples still cause: -sum over k > n of a[k] y[n - k] for n = 0 ... order - 1, as a convolution
-    last = y[..., -order:] * jnp.asarray(_DAMPING ** np.arange(-order, 0.0), y.dtype)
+    last = y[-order:] * jnp.asarray(_DAMPING ** np.arange(-order, 0.0), y.dtype)
     size = max(_RESPONSE, 1 << (2 * samples - 1).bit_length())
     short = 1 << (3 * order).bit_length()
-    caused = jnp.fft.irfft(jnp.fft.rfft(a, short) * jnp.fft.rfft(last, short), short)[..., order : 2 * order]
-    caused = -jnp.where(np.arange(order) < samples, caused, 0)
-    excitation = jnp.zeros((*y.shape[:-1], samples), y.dtype).at[..., : min(order, samples)].set(caused[..., :samples])
-    if key is not None:
-        excitation += deviation[..., None] * jax.random.normal(key, excitation.shape, y.dtype)
+    caused = jnp.fft.irfft(jnp.fft.rfft(a, short) * jnp.fft.rfft(last, short), short)[order : 2 * order]
+    excitation = (deviation * noise).at[: min(order, samples)].add(-caused[:samples])
     further = jnp.fft.irfft(jnp.fft.rfft(excitation, size) / jnp.fft.rfft(a, size), size)
-    return further[..., :samples]
+    return scale * further[:samples]
+
+
+def _unit(y: Array) -> tuple[Array, Array]:
+    """A sound with a peak of 1, and the factor back: squares of quiet sounds would vanish."""
+    peak = jax.lax.stop_gradient(jnp.abs(y).max(-1, keepdims=True))
+    scale = jnp.where(peak > jnp.finfo(y.dtype).tiny, peak, 1)
+    return y / scale, scale
+
+
+def _root(power: Array) -> Array:
+    """The square root, whose gradient at 0 is 0."""
+    there = power > 0
+    return jnp.where(there, jnp.sqrt(jnp.where(there, power, 1)), 0)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
 
-from jaxdiff.features import Representation
+from jaxdiff.features import Normalized, PianoRoll, Representation
 from jaxdiff.networks import Condition
 
 from .task import Batch, Example, Given, Level, NoRequest, Task
@@ -22,6 +22,11 @@ class Generate(Task):
     classes: tuple[str, ...] = ()
     peak_db: Level = None
     flip_polarity: bool = False
+
+    def check(self, representation: Representation) -> None:
+        inner = representation.representation if isinstance(representation, Normalized) else representation
+        if isinstance(inner, PianoRoll):
+            raise ValueError("task generate needs features of sound, a piano roll is read off a score; use another")
 
     def example(self, representation: Representation, batch: Batch, key: PRNGKeyArray) -> Example:
         wave = self.leveled(batch["wave"])
