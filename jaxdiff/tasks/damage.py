@@ -81,7 +81,7 @@ class Damage:
         """Damaged sounds at `sr` Hz; `coded` is what a lossy coder made of them, in place of an imitation."""
         batch, samples = wave.shape
         ends = np.round(np.cumsum([self.gaps, self.clipped, self.band_limited, self.coded]) * batch).astype(int)
-        keys = jax.random.split(key, 7)
+        keys = jax.random.split(key, 6)
         expected, drawn = wave, wave
         lost, clipped = jnp.zeros_like(wave), jnp.zeros(wave.shape, bool)
         cutoff = jnp.full(batch, sr / 2, wave.dtype)
@@ -107,8 +107,8 @@ class Damage:
             cutoff = cutoff.at[narrow].set(edge)
         if ends[3] > ends[2]:
             few = slice(ends[2], ends[3])
-            guess = guess_coded(_coded(wave[few], keys[5]) if coded is None else coded[few], sr, keys[6])
-            expected, drawn = expected.at[few].set(guess.expected), drawn.at[few].set(guess.drawn)
+            made = _coded(wave[few], keys[5]) if coded is None else coded[few]
+            expected, drawn = expected.at[few].set(made), drawn.at[few].set(made)
         through_coder = (jnp.arange(batch) >= ends[2]) & (jnp.arange(batch) < ends[3])
         return Damaged(Guess(expected, drawn), lost, clipped, cutoff, through_coder)
 
@@ -202,11 +202,6 @@ def guess_band(wave: Waves, cutoff: Float[Array, " batch"], sr: int, key: PRNGKe
     noise = _noise(wave, sr, key)
     above = lambda y: y - low_pass(y, cutoff, 0.03, sr)  # noqa: E731
     return Guess(wave + above(bright), wave + above(noise))
-
-
-def guess_coded(wave: Waves, sr: int, key: PRNGKeyArray) -> Guess:
-    """A coded sound, and the same with noise of its loudness, of which the holes that the coder left can be filled."""
-    return Guess(wave, wave + _noise(wave, sr, key))
 
 
 def _noise(wave: Waves, sr: int, key: PRNGKeyArray) -> Waves:

@@ -19,7 +19,7 @@ from jaxdiff.diffusion.operators import Operator
 from jaxdiff.features import CompressedStft, Normalized, Representation
 from jaxdiff.networks import Condition
 
-from .damage import Damage, Damaged, Guess, guess_band, guess_coded, low_pass
+from .damage import Damage, Damaged, Guess, guess_band, low_pass
 from .task import Batch, Estimate, Example, Given, Level, Needs, NoRequest, Task
 
 _FIT = 0.02  # share of a cut-off over which the sound to compare ends
@@ -166,14 +166,14 @@ def _narrow(damaged: Damaged, sr: int) -> Array:
 
 
 def _damaged(batch: Batch, sr: int) -> Damaged:
-    """What a batch says of its damage; a lost band and the holes of a coder are guessed here if they are not there."""
+    """What a batch says of its damage; a lost band that is not guessed there is guessed here."""
     cutoff = batch["cutoff"]
     if "drawn" in batch:
         guess = Guess(batch["wave"], batch["drawn"])
         return Damaged(guess, batch["lost"], batch["clipped"], cutoff, batch["coded"])
     wave = batch["wave"]
-    band, holes = guess_band(wave, cutoff, sr, jax.random.key(0)), guess_coded(wave, sr, jax.random.key(1))
-    guess = Guess(*(jnp.where(batch["coded"][:, None], b, a) for a, b in zip(band, holes, strict=True)))
+    band = guess_band(wave, cutoff, sr, jax.random.key(0))
+    guess = Guess(*(jnp.where(batch["coded"][:, None], wave, y) for y in band))
     return Damaged(guess, jnp.zeros_like(wave), jnp.zeros(wave.shape, bool), cutoff, batch["coded"])
 
 
