@@ -329,6 +329,13 @@ def test_faults_are_found_reported_and_repaired_and_a_whole_file_comes_out_ident
 
 
 @pytest.mark.slow
+def test_a_channel_that_has_its_band_is_left_alone(trained):
+    y = music(SR * 3, 2)
+    made = Repairer(trained=trained)(y, SR, [Fault("band", 1, 0, SR * 3, 2000.0)])
+    assert (made[0] == y[0]).all() and (made[1] != y[1]).any()
+
+
+@pytest.mark.slow
 def test_a_lost_band_is_made_for_the_whole_file(trained, tmp_path, capsys):
     soundfile.write(tmp_path / "a.wav", music(SR * 5, 2).T, SR)
     code, said, error = repair(capsys, tmp_path / "a.wav", "--extend", "2000", "--model", trained, "--out", tmp_path)

@@ -117,7 +117,8 @@ class Repairer:
         if whole:
             also = _as_whole(whole, sr)
             made = self.pipeline(whole[0].kind)(sound, sr=sr, seed=self.seed, also=also, **self._knobs(whole[0].kind))
-            sound = np.atleast_2d(made.waves[0])
+            channels = sorted({fault.channel for fault in whole})
+            sound[channels] = np.atleast_2d(made.waves[0])[channels]
         return sound.reshape(np.shape(wave))
 
     def file(
@@ -150,7 +151,8 @@ class Repairer:
             write_patched(file, between, places, tell=lambda share: tell(share / 2))
             kind, also = whole[0].kind, _as_whole(whole, rate)
             _, pieces = self.pipeline(kind).in_pieces(between, seed=self.seed, also=also, **self._knobs(kind))
-            patches = _pieces(pieces, lambda share: tell(0.5 + share / 2), info.samples)
+            channels = {fault.channel for fault in whole}
+            patches = _pieces(pieces, channels, lambda share: tell(0.5 + share / 2), info.samples)
             return Repaired(write_patched(file, target, patches), todo, left, models)
 
     # Windows ----------------------------------------------------------------------------------------------------------
@@ -360,11 +362,16 @@ def _as_whole(faults: Sequence[Fault], rate: float) -> Callable[[int, int], dict
 
 
 def _pieces(
-    pieces: Iterator[tuple[np.ndarray, np.ndarray]], tell: Callable[[float], None], samples: int
+    pieces: Iterator[tuple[np.ndarray, np.ndarray]],
+    channels: Collection[int],
+    tell: Callable[[float], None],
+    samples: int,
 ) -> Iterator[Patch]:
+    """Patches of what a model made of a whole sound; other channels than these have what the sound was."""
     at = 0
-    for _, made in pieces:
-        yield Patch(at, made, np.ones(made.shape, bool))
+    for sound, made in pieces:
+        chosen = np.isin(np.arange(len(made)), list(channels))[:, None]
+        yield Patch(at, np.where(chosen, made, sound), np.ones(made.shape, bool))
         at += made.shape[-1]
         tell(at / samples)
 

@@ -177,7 +177,7 @@ def _inside(samples: int, start: Int[Array, " batch"], length: Int[Array, " batc
 
 
 def gap_weight(samples: int, start: Int[Array, " batch"], length: Int[Array, " batch"]) -> Waves:
-    """1 in a gap, from 0 outside by a raised cosine of 2 ms, or of half the gap if that is shorter."""
+    """The weight is 1 in a gap and rises to it from 0 outside by a raised cosine of 32 samples, or of half the gap."""
     n = jnp.arange(samples)
     nearest = jnp.minimum(n - start[:, None] + 0.5, (start + length)[:, None] - n - 0.5)
     fade = jnp.minimum(FADE, length[:, None] / 2)

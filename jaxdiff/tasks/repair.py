@@ -26,7 +26,7 @@ _FIT = 0.02  # share of a cut-off over which the sound to compare ends
 _FILTER_BANDS = 128  # of a fitted filter
 _CUT_BANDS = 16  # numbers that tell the network of a cut-off
 _SEAM = 0.05  # share of a cut-off below it over which the known band gives way to the made one
-_PLACES = 4  # and further ones: what share of a frame is lost and clipped, how much of it is whole, coding
+_PLACES = 4  # further ones: the shares of a frame that are lost and clipped, the root of the latter, and coding
 
 
 @dataclass(frozen=True)
