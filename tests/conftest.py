@@ -1,5 +1,5 @@
-"""Run the package's shape annotations as checks in every test (beartype), draw plots without a screen, and compile a
-program once for all tests, workers and subprocesses of a session."""
+"""Run the package's shape annotations as checks in every test (beartype), draw plots without a screen, and compile
+quickly, and a program once for all tests, workers and subprocesses of a session."""
 
 import atexit
 import os
@@ -8,7 +8,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-import pytest
 from jaxtyping import install_import_hook
 
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # workers inherit it from the process that starts them
@@ -18,21 +17,10 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # workers inherit it from the
 os.environ["NUMBA_CACHE_DIR"] = os.path.join(  # librosa's: two workers that write one cache can crash on it
     os.environ["JAX_COMPILATION_CACHE_DIR"], "numba-" + os.environ.get("PYTEST_XDIST_WORKER", "alone")
 )
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # most of a test's time is compiling; 0 runs what users do
 os.environ.setdefault("MPLBACKEND", "Agg")
 sys.path.insert(0, str(Path(__file__).parent))  # so that the tests find oracles.py under any import mode
 install_import_hook(  # with PEP 484's rule that an int is a good float
     ["jaxdiff.features", "jaxdiff.networks", "jaxdiff.diffusion"],
     "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
 )
-
-
-@pytest.fixture(scope="module")
-def quick_compilation():
-    """For tests of whole runs, whose cost is compiling: without most of XLA's optimisations, in subprocesses too."""
-    import jax  # not before the variables above are set
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-        jax.config.update("jax_disable_most_optimizations", True)
-        yield
-        jax.config.update("jax_disable_most_optimizations", False)

@@ -21,8 +21,6 @@ from jaxdiff.methods import Diffusion, Regression, Sampling, Shortcut
 from jaxdiff.networks import ConvNeXt, Network, from_nnx
 from jaxdiff.tasks import Generate, Vocode
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 TASK = Vocode(n_fft=64, hop_length=32, n_mels=12)
 TRACES = []
 

@@ -16,8 +16,6 @@ from jaxdiff.cli.main import _explain, main
 from jaxdiff.data.orchestra import write_orchestra
 from jaxdiff.inference import load
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 CONFIG = """
 data: {crop: start, seconds: 0.256}
 representation: {kind: compressed_stft, n_fft: 256, hop_length: 128}

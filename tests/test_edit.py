@@ -15,15 +15,13 @@ from jaxdiff.config import ConfigError, from_dict
 from jaxdiff.config import model as build_model
 from jaxdiff.diffusion import RectifiedFlow, spaced_times
 from jaxdiff.features import CompressedStft, Magnitude, Patches
-from jaxdiff.inference import Pipeline, edits, export
+from jaxdiff.inference import Pipeline, edits, export, variations
 from jaxdiff.inference.load import pipeline_of
 from jaxdiff.methods import Diffusion, Model, Regression, Sampling
 from jaxdiff.methods.edit import slerp
 from jaxdiff.networks import Network
 from jaxdiff.tasks import Generate, Vocode
 from jaxdiff.tasks.edit import Fill, Filling, known_frames
-
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 D, RATE = 64, 1000  # samples of a window, and their rate in Hz
 COVARIANCE = 0.9 ** np.abs(np.subtract.outer(np.arange(D), np.arange(D)))  # an autoregressive process
@@ -248,7 +246,7 @@ def test_silence_is_filled_at_the_model_s_own_level(process):
 
 def test_a_variation_of_strength_0_is_the_sound_and_of_1_another():
     y = drawn(300, channels=2)
-    same, near, far = (edits.vary(white(), y, RATE, strength) for strength in (0.0, 0.3, 1.0))
+    same, near, far = (variations.vary(white(), y, RATE, strength) for strength in (0.0, 0.3, 1.0))
     np.testing.assert_allclose(same, y, atol=1e-6)
     assert same.shape == near.shape == far.shape == y.shape
     assert 1e-3 < np.abs(near - y).mean() < np.abs(far - y).mean()
@@ -258,14 +256,14 @@ def test_between_two_sounds_lie_both_at_the_ends():
     a, b = drawn(300, channels=2), 0.5 * drawn(500, seed=1, channels=2)
     for share, end in ((0.0, a), (1.0, b[:, :300])):
         errors = [
-            np.abs(edits.interpolate(white(), a, RATE, b, RATE, share=share, steps=steps) - end).max()
+            np.abs(variations.interpolate(white(), a, RATE, b, RATE, share=share, steps=steps) - end).max()
             for steps in (16, 64)
         ]
         assert errors[1] < 0.01 and errors[1] < errors[0] / 3, errors
-    middle = edits.interpolate(white(), a, RATE, b, RATE)
+    middle = variations.interpolate(white(), a, RATE, b, RATE)
     assert middle.shape == (2, 300)
     assert middle.std() == pytest.approx(np.sqrt(a.std() * b[:, :300].std()), rel=0.2)
-    mono = edits.interpolate(white(), a, RATE, b.mean(0), RATE, share=1.0)
+    mono = variations.interpolate(white(), a, RATE, b.mean(0), RATE, share=1.0)
     np.testing.assert_allclose(mono[0], mono[1], atol=0.01)
 
 

@@ -24,8 +24,6 @@ from jaxdiff.inference.load import pipeline_of
 from jaxdiff.inference.meter import LoudnessMeter, PeakMeter
 from jaxdiff.tasks import Enhance
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 CONFIG = {
     "data": {"sample_rate": 8000, "seconds": 0.256},
     "task": {"kind": "enhance", "peak_db": -6},

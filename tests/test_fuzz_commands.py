@@ -21,7 +21,7 @@ from jaxdiff.methods import Method
 from jaxdiff.tasks import Task
 from jaxdiff.training import init_state, make_optimizer, make_train_step
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compilation")]
+pytestmark = pytest.mark.slow
 
 CASES = 180
 LIMIT = 60  # seconds for one

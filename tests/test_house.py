@@ -20,8 +20,6 @@ from jaxdiff.networks import Condition, Network, from_linen, from_nnx
 from jaxdiff.tasks import Example, Generate, Given, Needs, Task
 from jaxdiff.training import CheckpointError, Every, TrainingError
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 RATE, SIZE = 8000, 16
 PATCHES = Patches(RATE, SIZE)
 

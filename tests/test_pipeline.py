@@ -25,8 +25,6 @@ from jaxdiff.methods import Model, Regression
 from jaxdiff.networks import Network
 from jaxdiff.tasks import Vocode
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 TREE = {
     "data": {"seconds": 0.064},
     "representation": {"n_fft": 64, "hop_length": 32},

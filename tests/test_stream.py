@@ -19,8 +19,6 @@ from jaxdiff.inference.streaming import enhanced_blocks
 from jaxdiff.methods import Bridge
 from jaxdiff.tasks import Enhance, Generate
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 RATE = 8000
 CONFIG: dict[str, Any] = {
     "data": {"sample_rate": RATE, "seconds": 0.256},

@@ -15,8 +15,6 @@ from jaxdiff.inference import Pipeline
 from jaxdiff.inference.load import pipeline_of
 from jaxdiff.inference.times import Times, read_times, search, write_times
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 @pytest.mark.slow
 def test_the_best_two_euler_steps_of_a_gaussian():

@@ -46,8 +46,6 @@ from jaxdiff.training import (
     warmup_cosine,
 )
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 CONFIGS = Path(__file__).parent.parent / "configs"
 SMALL = {
     "data": {"crop": "start", "seconds": 0.256},

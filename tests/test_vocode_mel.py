@@ -21,8 +21,6 @@ from jaxdiff.inference.load import pipeline_of
 from jaxdiff.inference.mels import read_mel
 from jaxdiff.tasks import Enhance, Vocode
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 RATE, N_FFT, HOP, BANDS = 8000, 128, 32, 20
 SIZES: dict[str, Any] = {"n_fft": N_FFT, "hop_length": HOP}
 TASK = Vocode(n_mels=BANDS, envelope=True, guess=True, **SIZES)

@@ -92,19 +92,19 @@ class Edit(run.Making):
         target: Path,
         tell: Any,
     ) -> str:
-        from jaxdiff.inference import edits  # jax is imported by now
+        from jaxdiff.inference import edits, variations  # jax is imported by now
 
         about: dict[str, Any] = {"jaxdiff": __version__, "model": str(self.model), "like": self.like}
         shared: dict[str, Any] = dict(label=label, seed=self.seed, steps=self.steps, guidance=self.guidance)
         wav = files.beside(target, ".wav")
         if self.variation is not None:
             about |= {"edit": "variation", "strength": self.variation}
-            done = edits.write_variation(pipeline, file, target, self.variation, about=about, tell=tell, **shared)
+            done = variations.write_variation(pipeline, file, target, self.variation, about=about, tell=tell, **shared)
             return f"{wav}: {done.seconds:.2f} s, a variation"
         if self.interpolate is not None:
             about |= {"edit": "interpolate"}
-            made = edits.write_interpolation(
-                pipeline, file, self.interpolate, target, share=self.share, about=about, **shared
+            made = variations.write_interpolation(
+                pipeline, file, self.interpolate, target, share=self.share, about=about, tell=tell, **shared
             )
             return f"{wav}: {made:.2f} s, {self.share:g} of the way to {self.interpolate}"
         shared |= {"fit": self.fit}

@@ -1,6 +1,6 @@
-"""Edit sounds with a model that generates: make a place anew, go on at the end, close a loop, vary, go between two.
+"""Edit places of sounds with a model that generates: make one anew, go on at the end, close a loop.
 
-The first three fill places: windows as long as the model's training crops are laid over a place with sound on both
+Windows as long as the model's training crops are laid over a place with sound on both
 sides, which the model sees and keeps (`tasks/edit.py`). Outside the places every sample stays as it is. What was made
 differs from the sound just outside its place too; that difference, mirrored at the place's end, fades out inside over
 `FADE_SECONDS`. So the sound goes on without a step, and what it has above the model's band, which alone is made, fades
@@ -16,14 +16,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from jaxdiff.config import ConfigError
-from jaxdiff.data.files import atomic, check_audio, printable, read_audio, resample, write_audio
+from jaxdiff.data.files import atomic, check_audio, printable, read_audio, resample
 from jaxdiff.methods import Diffusion
-from jaxdiff.methods.edit import Between, Edit
+from jaxdiff.methods.edit import Edit
 from jaxdiff.tasks import Generate
-from jaxdiff.tasks.edit import Clip, Fill, Filling, Style
+from jaxdiff.tasks.edit import Fill, Filling
 
-from . import chunks
-from .files import Done, process_file
 from .patches import Patch, Patched, write_patched
 from .pictures import draw, spectrograms
 
@@ -32,10 +30,9 @@ if TYPE_CHECKING:
 
 FADE_SECONDS = 0.005
 SEAM_SECONDS = 0.25  # on both sides of a loop's seam
-STEPS_BETWEEN = 32  # of the way to noise and back, which must be exact
 FIT = 2
 _SHOWN_SECONDS = 3.0  # of a picture on both sides of a place
-_MOST_SHOWN = 30.0
+MOST_SHOWN = 30.0
 
 Tell = Callable[[float], None]
 
@@ -248,7 +245,7 @@ def _picture(plan: Plan, file: Path, wav: Path) -> Any:
     """A place and its surroundings before and after, or where there are several the whole beginning, with lines where
     places begin and end."""
     sound, end = plan.sound, plan.sound.samples + plan.longer
-    around, most = round(_SHOWN_SECONDS * sound.rate), round(_MOST_SHOWN * sound.rate)
+    around, most = round(_SHOWN_SECONDS * sound.rate), round(MOST_SHOWN * sound.rate)
     first = max(0, plan.places[0][0] - around) if len(plan.places) == 1 else 0
     last = min(plan.places[-1][1] + around, first + most, end)
     after = heard(wav).part(first, last)
@@ -264,7 +261,7 @@ def _picture(plan: Plan, file: Path, wav: Path) -> Any:
 
 
 class _Options(NamedTuple):
-    """What all windows of a place share."""
+    """The options that all windows of a place share."""
 
     request: Filling
     seed: int
@@ -285,7 +282,7 @@ def _filled(
     facts: dict[str, Any],
     begun: np.ndarray | None = None,
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """What is made from sample `first` to `last`, piece by piece: (start, [channels, samples]).
+    """The sound that is made from sample `first` to `last`, piece by piece: (start, [channels, samples]).
 
     Windows are as long as the model's. Where a place with a quarter of one on either side does not fit into a window,
     it begins with that much sound that is known or made before, and its last quarter, which does not know what comes
@@ -361,149 +358,10 @@ def _laid(like: Heard, sound: Heard, samples: int) -> np.ndarray:
     return np.tile(clip, -(-samples // clip.shape[-1]))[:, :samples]
 
 
-# The whole sound ----------------------------------------------------------------------------------------------------
-
-
-def variation(pipeline: "Pipeline", strength: float) -> "Pipeline":
-    """A pipeline that makes variations of sounds: noised as far as `strength` says, and from there sampled again
-    (SDEdit, Meng et al. 2022). 0 leaves a sound, 1 forgets it. Its request is a `Style`."""
-    _check_generates(pipeline)
-    task = Clip(classes=pipeline.classes, peak_db=pipeline.model.task.peak_db)
-    return pipeline.using(pipeline.model._replace(task=task), Edit(pipeline.method, strength))  # type: ignore[arg-type]
-
-
-def vary(
-    pipeline: "Pipeline",
-    wave: np.ndarray,
-    sr: int,
-    strength: float = 0.5,
-    *,
-    label: str | None = None,
-    seed: int = 0,
-    **knobs: Any,
-) -> np.ndarray:
-    """A variation of a sound [samples] or [channels, samples]; see `variation`."""
-    request = Style(_label(pipeline, label))
-    return variation(pipeline, strength)(wave, sr=sr, request=request, seed=seed, **knobs).waves[0]
-
-
-def write_variation(
-    pipeline: "Pipeline",
-    file: Path,
-    target: Path,
-    strength: float,
-    *,
-    label: str | None = None,
-    seed: int = 0,
-    about: dict[str, Any] | None = None,
-    tell: Tell = lambda share: None,
-    **knobs: Any,
-) -> Done:
-    """This is `vary` for a file of any length (`process_file`)."""
-    request = Style(_label(pipeline, label))
-    return process_file(
-        variation(pipeline, strength), file, target, seed=seed, request=request, about=about, tell=tell, **knobs
-    )
-
-
-def interpolate(
-    pipeline: "Pipeline",
-    wave: np.ndarray,
-    sr: int,
-    other: np.ndarray,
-    other_sr: int,
-    *,
-    share: float = 0.5,
-    label: str | None = None,
-    seed: int = 0,
-    steps: int | None = STEPS_BETWEEN,
-    **knobs: Any,
-) -> np.ndarray:
-    """The sound at `share` of the way from one to an `other`, as long as the shorter: 0 is the first and 1 the other,
-    to the accuracy of the steps and of the model's features.
-
-    It has the first one's rate and channels, for each of which the other gives its mean where it has not as many. Both
-    are held in memory, and the noise between theirs is sampled (`methods.edit.Between`). Nothing depends on the `seed`.
-    """
-    return _between(pipeline, heard(wave, sr), heard(other, other_sr), share, label, seed, steps, knobs)[0].reshape(
-        *np.shape(wave)[:-1], -1
-    )
-
-
-def write_interpolation(
-    pipeline: "Pipeline",
-    file: Path,
-    other: Path,
-    target: Path,
-    *,
-    share: float = 0.5,
-    label: str | None = None,
-    seed: int = 0,
-    steps: int | None = STEPS_BETWEEN,
-    about: dict[str, Any] | None = None,
-    **knobs: Any,
-) -> float:
-    """This is `interpolate` for files: TARGET.wav of 16 bits, TARGET.png of both and what lies between, TARGET.json.
-    Returned are the seconds that were made."""
-    first, second = heard(file), heard(other)
-    made, facts = _between(pipeline, first, second, share, label, seed, steps, knobs)
-    seconds = made.shape[-1] / first.rate
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scale = max(1.0, float(np.abs(made).max()) / 0.999)
-    sidecar = {**(about or {}), **facts, "source": str(file), "other": str(other), "share": share}
-    sidecar |= {"sample_rate": first.rate, "seconds": seconds}
-    sidecar |= {"scaled_db": -round(20 * math.log10(scale), 2)} if scale > 1 else {}
-    write_audio(target.with_name(target.name + ".wav"), made.T / np.float32(scale), first.rate)
-    with atomic(target.with_name(target.name + ".json")) as temporary:
-        temporary.write_text(json.dumps(sidecar, indent=1) + "\n", encoding="utf-8")
-    shown = [sound.part(0, min(round(_MOST_SHOWN * sound.rate), sound.samples)) for sound in (first, second)]
-    shown.insert(1, made[:, : round(_MOST_SHOWN * first.rate)])
-    titles = [printable(text) for text in (file.name, f"{share:g} of the way", other.name)]
-    rates = [first.rate, first.rate, second.rate]
-    draw(target.with_name(target.name + ".png"), lambda: spectrograms(shown, titles, rates, columns=1))
-    return seconds
-
-
-def _between(
-    pipeline: "Pipeline",
-    first: Heard,
-    second: Heard,
-    share: float,
-    label: str | None,
-    seed: int,
-    steps: int | None,
-    knobs: dict[str, Any],
-) -> tuple[np.ndarray, dict[str, Any]]:
-    """What lies between two sounds, [channels, samples] at the first one's rate, and how it was made."""
-    _check_generates(pipeline)
-    task = Clip(classes=pipeline.classes, peak_db=pipeline.model.task.peak_db)
-    model = pipeline.using(pipeline.model._replace(task=task), Between(pipeline.method, share))  # type: ignore[arg-type]
-    request, sr = Style(_label(pipeline, label)), model.sample_rate
-    seconds = min(first.seconds, second.seconds)
-    a = first.part(0, max(1, round(seconds * first.rate)))
-    b = resample(second.part(0, max(1, round(seconds * second.rate))), second.rate, sr)
-    if len(b) != len(a):
-        b = b.mean(0, keepdims=True).repeat(len(a), axis=0)
-    knobs = {"sampler": "heun", "steps": STEPS_BETWEEN if steps is None else steps, **knobs}
-    rows, facts = [], {}
-    for one, beside in zip(a, b, strict=True):
-        gains = [float(task.gain(np.abs(y).max())) for y in (resample(one, first.rate, sr), beside)]
-        also = _other(beside * np.float32(gains[1]))
-        made = model(one, sr=first.rate, request=request, seed=seed, also=also, **knobs)
-        rows.append(made.waves[0] * np.float32((gains[0] / gains[1]) ** share))  # the level lies between, too
-        facts = made.facts[0]
-    return np.stack(rows), facts
-
-
-def _other(wave: np.ndarray) -> Callable[[int, int], dict[str, np.ndarray]]:
-    """The entry of a batch that is a second sound, zero beyond its end."""
-    return lambda start, window: {"other": chunks.cut(wave, start, window)}
-
-
 # What all edits ask -------------------------------------------------------------------------------------------------
 
 
-def _check_generates(pipeline: "Pipeline") -> None:
+def check_generates(pipeline: "Pipeline") -> None:
     if not isinstance(pipeline.model.task, Generate) or not isinstance(pipeline.method, Diffusion):
         names = f"task {type(pipeline.model.task).__name__} and method {type(pipeline.method).__name__}"
         raise ConfigError(f"the model must generate by diffusion to edit sounds, this one has {names}")
@@ -511,7 +369,7 @@ def _check_generates(pipeline: "Pipeline") -> None:
 
 def _filler(pipeline: "Pipeline", strength: float, fit: int) -> "Pipeline":
     """The pipeline that fills places, in windows as long as the training crops."""
-    _check_generates(pipeline)
+    check_generates(pipeline)
     task = Fill(classes=pipeline.classes, peak_db=pipeline.model.task.peak_db, iterations=fit)
     model = pipeline.using(pipeline.model._replace(task=task), Edit(pipeline.method, strength))  # type: ignore[arg-type]
     r = model.model.representation
@@ -520,9 +378,9 @@ def _filler(pipeline: "Pipeline", strength: float, fit: int) -> "Pipeline":
     return model
 
 
-def _label(pipeline: "Pipeline", label: str | None) -> int:
+def class_index(pipeline: "Pipeline", label: str | None) -> int:
     return -1 if label is None else pipeline.label(label, 0)
 
 
 def _request(pipeline: "Pipeline", label: str | None, begun: bool = False) -> Filling:
-    return Filling(_label(pipeline, label), begun)
+    return Filling(class_index(pipeline, label), begun)

@@ -30,18 +30,12 @@ class Origin:
 
 
 @dataclass(frozen=True, eq=False)
-class Edit(method.Method):
-    """Sampling by `inner` from `Given.start`, at the time `strength`: noised as far as that (SDEdit, Meng et al. 2022),
-    or with an `origin` taken there along the origin's own probability flow (DDIB, Su et al. 2023), which draws nothing.
-    """
+class _Editing(method.Method):
+    """A use of the denoiser that the method `inner` trained, on a sound."""
 
-    knobs: ClassVar[frozenset[str]] = Diffusion.knobs
     takes_start: ClassVar[bool] = True
-    samplers: ClassVar[Mapping[str, NamedSampler]] = Diffusion.samplers
 
     inner: Diffusion = Diffusion()
-    strength: ranges.Share = 0.5
-    origin: Origin | None = None
 
     @property
     def schedule(self) -> diffusion.Schedule:  # type: ignore[override]
@@ -49,6 +43,19 @@ class Edit(method.Method):
 
     def make_step(self, model: method.Model, optimizer: method.Optimizer, steps: int) -> Any:
         raise TypeError("an edit trains nothing; train its inner method")
+
+
+@dataclass(frozen=True, eq=False)
+class Edit(_Editing):
+    """Sampling by `inner` from `Given.start`, at the time `strength`: noised as far as that (SDEdit, Meng et al. 2022),
+    or with an `origin` taken there along the origin's own probability flow (DDIB, Su et al. 2023), which draws nothing.
+    """
+
+    knobs: ClassVar[frozenset[str]] = Diffusion.knobs
+    samplers: ClassVar[Mapping[str, NamedSampler]] = Diffusion.samplers
+
+    strength: ranges.Share = 0.5
+    origin: Origin | None = None
 
     def make_sample(self, model: method.Model, sampling: method.Sampling, times: Array) -> method.Sample:
         sampler, schedule = self.sampler(sampling), self.inner.schedule
@@ -78,26 +85,17 @@ class Edit(method.Method):
 
 
 @dataclass(frozen=True, eq=False)
-class Between(method.Method):
+class Between(_Editing):
     """The sound at `share` of the way from `Given.start` to the features in `Given.kept`: both are taken to noise along
     the probability flow of `inner`, without guidance, and what lies between the two noises on the sphere comes back
     (Song et al. 2021, DDIM, section 5.3). Nothing is drawn."""
 
     knobs: ClassVar[frozenset[str]] = frozenset({"sampler", "steps", "spacing"})
-    takes_start: ClassVar[bool] = True
     samplers: ClassVar[Mapping[str, NamedSampler]] = {
         name: named for name, named in Diffusion.samplers.items() if named.deterministic
     }
 
-    inner: Diffusion = Diffusion()
     share: ranges.Share = 0.5
-
-    @property
-    def schedule(self) -> diffusion.Schedule:  # type: ignore[override]
-        return self.inner.schedule
-
-    def make_step(self, model: method.Model, optimizer: method.Optimizer, steps: int) -> Any:
-        raise TypeError("an edit trains nothing; train its inner method")
 
     def make_sample(self, model: method.Model, sampling: method.Sampling, times: Array) -> method.Sample:
         sampler, schedule, unguided = self.sampler(sampling), self.inner.schedule, replace(sampling, guidance=1.0)

@@ -77,13 +77,6 @@ def _modulation(size: int, width: int, timed: bool, rngs: nnx.Rngs) -> nnx.Modul
     return nnx.Linear(width, size, kernel_init=zeros, rngs=rngs) if timed else Constant(size)
 
 
-def _masked(mask: Array, x: Array) -> Array:
-    """The product of complex numbers, real parts and then imaginary ones."""
-    a, b = jnp.split(mask, 2, axis=-1)
-    real, imag = jnp.split(x, 2, axis=-1)
-    return jnp.concatenate([a * real - b * imag, a * imag + b * real], -1)
-
-
 def _none(t: Array, label: Array | None, r: Array | None, rngs: nnx.Rngs | None) -> Array:
     """The conditioner of a network that sees neither time nor class."""
     return t
@@ -154,7 +147,7 @@ class ConvNeXt(layers.FrameNetwork):
         h = self.hidden(x_t, self.conditioner(t, cond.label, r, rngs), cond, rngs)
         m, n, added = jnp.split(self.output(h), 3, axis=-1)
         y = jnp.zeros_like(x_t) if cond.estimate is None else cond.estimate
-        return _masked(m, x_t) + _masked(n, y) + y + added
+        return layers.complex_product(m, x_t) + layers.complex_product(n, y) + y + added
 
     @property
     def receptive_field(self) -> int:

@@ -270,3 +270,16 @@ def apply_layer(layer: nnx.Module, *args, remat: bool = False):
 def count_params(params) -> int:
     """Number of scalars in a tree of parameters."""
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params))
+
+
+def complex_product(
+    mask: Float[Array, "batch frames features"], x: Float[Array, "batch frames features"]
+) -> Float[Array, "batch frames features"]:
+    """The product of complex numbers, whose real parts come before their imaginary ones.
+
+    >>> complex_product(jnp.array([[[0.0, 1.0]]]), jnp.array([[[2.0, 3.0]]])).tolist()
+    [[[-3.0, 2.0]]]
+    """
+    a, b = jnp.split(mask, 2, axis=-1)
+    real, imag = jnp.split(x, 2, axis=-1)
+    return jnp.concatenate([a * real - b * imag, a * imag + b * real], -1)

@@ -137,8 +137,8 @@ class Subband(nnx.Module):
         for i, (join, other) in enumerate(zip(self.joins, reversed(kept), strict=True)):
             h = _joined(join, h, other)
             h = self.decoder[i](h) if i < len(self.decoder) else jax.nn.silu(h)
-        m, n = jnp.split(self._bins(self.output(h)), 2, axis=-1)
-        return _masked(m, x_t) + _masked(n, y)
+        m, n = (mask.mT.reshape(x_t.shape) for mask in jnp.split(self._bins(self.output(h)), 2, axis=-1))
+        return layers.complex_product(m, x_t) + layers.complex_product(n, y)
 
     def _neighbours(self, x: Float[Array, "batch frames bins planes"]) -> Float[Array, "batch frames bands taps"]:
         """The bins that each band sees: its own and half a band on both sides."""
@@ -279,13 +279,6 @@ def _planes(x: Float[Array, "batch frames features"]) -> Float[Array, "batch fra
     """Real part, imaginary part and magnitude of every bin."""
     real, imag = jnp.split(x, 2, axis=-1)
     return jnp.stack([real, imag, jnp.sqrt(real**2 + imag**2 + 1e-12)], -1)
-
-
-def _masked(mask: Float[Array, "batch frames bins two"], x: Float[Array, "batch frames features"]) -> Array:
-    """The product of complex numbers, real parts and then imaginary ones."""
-    real, imag = jnp.split(x, 2, axis=-1)
-    a, b = mask[..., 0], mask[..., 1]
-    return jnp.concatenate([a * real - b * imag, a * imag + b * real], -1)
 
 
 def _rms_norm(h: Array, scale: Array) -> Array:
