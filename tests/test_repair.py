@@ -22,7 +22,6 @@ from jaxdiff.networks import Network
 from jaxdiff.tasks import Damaged, Guess, Repair, ZeroShot
 from jaxdiff.tasks.repair import damaged_again, mended
 
-
 SR = 8000
 PAIR = CompressedStft(sample_rate=SR, n_fft=128, hop_length=64, exponent=0.3)
 REPAIR = {
