@@ -80,7 +80,7 @@ def extrapolate(
 
 
 def _further(order: int, y: Float[Array, " samples"], noise: Float[Array, " further"]) -> Float[Array, " further"]:
-    """What follows y, for this noise of unit deviation."""
+    """The continuation of y, for this noise of unit deviation."""
     samples = len(noise)
     y, scale = _unit(y)
     hiss = np.random.default_rng(0).standard_normal(len(y))

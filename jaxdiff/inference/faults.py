@@ -1,4 +1,4 @@
-"""What is wrong with a sound: drop-outs, clipped peaks, clicks, a lost upper band, and what a lossy codec left out.
+"""Faults of a sound: drop-outs, clipped peaks, clicks, a lost upper band, and what a lossy codec left out.
 
 Every channel is looked at on its own, in pieces of a few seconds with some more on both sides, so that hours need no
 more memory than a minute and the blocks in which a sound comes make no difference. Times are samples of the sound's
@@ -82,7 +82,7 @@ class Found:
         return {**size, "seconds": round(self.samples / self.sample_rate, 6), "faults": kinds}
 
     def said(self) -> str:
-        """What was found, in one sentence for people."""
+        """The findings in one sentence for people."""
         said = []
         if gaps := self.of("gap"):
             lengths = [1000 * (fault.stop - fault.start) / self.sample_rate for fault in gaps]
@@ -154,7 +154,7 @@ def _find(passing: Iterable[np.ndarray], channels: int, sr: int, kinds: Collecti
 
 
 def _in_piece(piece: Piece, sr: int, kinds: Collection[Kind]) -> dict[Kind, list[Run]]:
-    """What has a place in time. A sound that breaks off clicks too, and a loud click is cut: neither is said twice.
+    """The faults that have a place in time. A sound that breaks off clicks too, and a loud click is cut: neither is said twice.
 
     Drop-outs are looked for without the clicks, because beside a click every pause seems to break off.
     """

@@ -53,7 +53,7 @@ _SHORTEST_GUESS = 1024  # samples: gaps share a program up to the next power of 
 
 
 class Repaired(NamedTuple):
-    """What became of a file: what was written, the faults that were repaired and those that were left, and for a
+    """The result for a file: what was written, the faults that were repaired and those that were left, and for a
     sidecar the models by kind of fault."""
 
     patched: Patched
@@ -94,7 +94,7 @@ class Repairer:
         return self.method
 
     def models(self, kinds: Collection[Kind]) -> dict[str, Any]:
-        """What a sidecar says of the models for some kinds of faults."""
+        """The entries of a sidecar on the models for some kinds of faults."""
         found: dict[str, Any] = {}
         for kind in kinds:
             method = self._method(kind)
@@ -226,7 +226,7 @@ class Repairer:
         return np.where(weight > 0, guess + weight * difference, y)
 
     def _made(self, kind: Kind, expected: np.ndarray, drawn: np.ndarray, lost: np.ndarray, clipped: np.ndarray) -> Any:
-        """What the model for a kind of fault makes of a window at its own rate."""
+        """The window that the model for a kind of fault makes, at its own rate."""
         pipeline = self.pipeline(kind)
         hop = pipeline.model.representation.hop_length
         samples = len(expected)
@@ -353,7 +353,7 @@ def _guessed(y: np.ndarray, places: list[tuple[int, int]], seed: int) -> tuple[n
 
 
 def _as_whole(faults: Sequence[Fault], rate: float) -> Callable[[int, int], dict[str, np.ndarray]]:
-    """What a window is told of faults that concern a whole sound."""
+    """The facts that a window is told of faults that concern a whole sound."""
     coding = any(fault.kind == "codec" for fault in faults)
     cutoffs = [fault.value for fault in faults if fault.kind == "band" and not coding]
     cutoff = np.asarray(max(cutoffs, default=1e6), np.float32)

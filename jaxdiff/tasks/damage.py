@@ -1,4 +1,4 @@
-"""What happens to sounds: gaps, clipping, lost bands and lossy coding, made inside a training step; and first guesses.
+"""Damage to sounds: gaps, clipping, lost bands and lossy coding, made inside a training step; and first guesses.
 
 A guess is what signal processing can say of the missing part, and what a model begins with: its expected value, and a
 draw that has noise too. In a gap it is the prediction from both sides, above a cut-off the
@@ -194,7 +194,7 @@ def low_pass(wave: Waves, cutoff: Float[Array, " batch"], width: Array | float, 
 
 
 def guess_band(wave: Waves, cutoff: Float[Array, " batch"], sr: int, key: PRNGKeyArray) -> Guess:
-    """What may lie above the cut-off of each sound: the harmonics of the rectified sound, and noise of its loudness.
+    """A draw of the band above the cut-off of each sound: the harmonics of the rectified sound, and noise of its loudness.
 
     Both are made flat by a first difference.
     """
@@ -214,7 +214,7 @@ def _noise(wave: Waves, sr: int, key: PRNGKeyArray) -> Waves:
 
 
 def _coded(wave: Waves, key: PRNGKeyArray) -> Waves:
-    """What a transform coder of few bits leaves: lines of an MDCT (Princen & Bradley 1986) in bands of equal steps, as
+    """The sound that a transform coder of few bits leaves: lines of an MDCT (Princen & Bradley 1986) in bands of equal steps, as
     in MP3; bands whose lines are all below half a step are holes."""
     samples = wave.shape[-1]
     count = -(-samples // _LINES) + 1

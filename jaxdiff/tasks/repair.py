@@ -138,7 +138,7 @@ class ZeroShot(Task):
 
 
 def damaged_again(damaged: Damaged, wave: Float[Array, "batch samples"], sr: int) -> Float[Array, "batch samples"]:
-    """What the damage would make of another sound: 0 in gaps, cut at the level of clipped samples, without its band."""
+    """Another sound with the same damage: 0 in gaps, cut at the level of clipped samples, without its band."""
     known = damaged.guess.expected
     sign, size = jnp.sign(known), jnp.abs(known)
     cut = jnp.where(damaged.clipped, sign * jnp.minimum(sign * wave, size), wave)
@@ -166,7 +166,7 @@ def _narrow(damaged: Damaged, sr: int) -> Array:
 
 
 def _damaged(batch: Batch, sr: int) -> Damaged:
-    """What a batch says of its damage; a lost band that is not guessed there is guessed here."""
+    """The damage that a batch tells of; a lost band that is not guessed there is guessed here."""
     cutoff = batch["cutoff"]
     if "drawn" in batch:
         guess = Guess(batch["wave"], batch["drawn"])
