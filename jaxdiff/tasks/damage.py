@@ -1,8 +1,8 @@
 """Damage to sounds: gaps, clipping, lost bands and lossy coding, made inside a training step; and first guesses.
 
 A guess is what signal processing can say of the missing part, and what a model begins with: its expected value, and a
-draw that has noise too. In a gap it is the prediction from both sides, above a cut-off the
-harmonics that a rectifier makes and noise. The model decides how much of either there is.
+draw that has noise too. In a gap it is the prediction from both sides, above a cut-off the harmonics that a rectifier
+makes and noise. The model decides how much of either there is.
 """
 
 from dataclasses import dataclass
@@ -194,9 +194,8 @@ def low_pass(wave: Waves, cutoff: Float[Array, " batch"], width: Array | float, 
 
 
 def guess_band(wave: Waves, cutoff: Float[Array, " batch"], sr: int, key: PRNGKeyArray) -> Guess:
-    """A draw of the band above the cut-off of each sound: the harmonics of the rectified sound, and noise of its loudness.
-
-    Both are made flat by a first difference.
+    """A draw of the band above the cut-off of each sound: the harmonics of the rectified sound, and noise of its
+    loudness, both made flat by a first difference.
     """
     bright = jnp.abs(wave) - jnp.abs(jnp.roll(wave, 1, -1))
     noise = _noise(wave, sr, key)
@@ -214,8 +213,8 @@ def _noise(wave: Waves, sr: int, key: PRNGKeyArray) -> Waves:
 
 
 def _coded(wave: Waves, key: PRNGKeyArray) -> Waves:
-    """The sound that a transform coder of few bits leaves: lines of an MDCT (Princen & Bradley 1986) in bands of equal steps, as
-    in MP3; bands whose lines are all below half a step are holes."""
+    """The sound that a transform coder of few bits leaves: lines of an MDCT (Princen & Bradley 1986) in bands of equal
+    steps, as in MP3; bands whose lines are all below half a step are holes."""
     samples = wave.shape[-1]
     count = -(-samples // _LINES) + 1
     padded = jnp.pad(wave, ((0, 0), (_LINES, (count + 1) * _LINES - samples - _LINES)))
