@@ -154,8 +154,8 @@ def _find(passing: Iterable[np.ndarray], channels: int, sr: int, kinds: Collecti
 
 
 def _in_piece(piece: Piece, sr: int, kinds: Collection[Kind]) -> dict[Kind, list[Run]]:
-    """The faults that have a place in time. A sound that breaks off clicks too, and a loud click is cut: neither is said
-    twice.
+    """The faults that have a place in time. A sound that breaks off clicks too, and a loud click is cut: neither is
+    said twice.
 
     Drop-outs are looked for without the clicks, because beside a click every pause seems to break off.
     """

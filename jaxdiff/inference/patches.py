@@ -43,7 +43,8 @@ class Patch(NamedTuple):
 
 class Patched(NamedTuple):
     """The facts of a written file: its `seconds`, the `subtype` of the WAV, how many samples were `changed` of all
-    `samples` (of every channel), its largest sample, and whether reading it again has shown that the others are the source's."""
+    `samples` (of every channel), its largest sample, and whether reading it again has shown that the others are
+    the source's."""
 
     seconds: float
     subtype: str
