@@ -18,6 +18,7 @@ from jaxdiff.inference.interpolation import interpolate
 from jaxdiff.inference.load import pipeline_of
 from jaxdiff.inference.repair import Repairer, inner_parts, repairable
 from jaxdiff.methods import Bridge, Diffusion, Model
+from jaxdiff.methods.edit import Edit
 from jaxdiff.networks import Network
 from jaxdiff.tasks import Damaged, Guess, Repair, ZeroShot
 from jaxdiff.tasks.repair import damaged_again, mended
@@ -190,7 +191,7 @@ def test_zero_shot_repair_puts_into_a_gap_what_the_prior_knows():
         "cutoff": jnp.full(1, SR / 2),
         "coded": jnp.zeros(1, bool),
     }
-    made = Pipeline(one, method, {}).of_batch(batch, steps=16)
+    made = Pipeline(one, Edit(method, 1.0), {}).of_batch(batch, steps=16)
     assert np.abs(made - 0.5).max() < 0.06  # noise of deviation 0.01 stays
 
 

@@ -45,7 +45,7 @@ class Repair(run.Processed):
     prior: Path = Path("prior-16k")
     """the same of task generate, for --method zero-shot"""
     steps: ranges.Count | None = None
-    """sampling steps (the configuration's)"""
+    """sampling steps (the configuration's; of --method zero-shot 8)"""
 
     def run(self) -> int:
         gaps, extend = [_span(text) for text in self.gap], self.extend or ()

@@ -23,6 +23,7 @@ from jaxtyping import Bool, Float
 from jaxdiff.config import ConfigError
 from jaxdiff.data import read_audio
 from jaxdiff.data.files import audio_info, resample
+from jaxdiff.methods.edit import Edit
 from jaxdiff.tasks import Repair, ZeroShot
 from jaxdiff.tasks.damage import gap_weight, guess_gap
 
@@ -48,6 +49,7 @@ WINDOW_SECONDS = 2.048
 INNER_SECONDS = 1.024  # of a window whose faults are repaired; the rest is what the model sees beside them
 LONGEST_GAP = 1.0  # seconds
 HIGHEST_CUTOFF = 7200.0  # Hz, above which little is left of the band of models at 16 kHz
+START, STEPS = 0.25, 8  # of zero-shot repair: the time up to which the guess is noised, and the steps back from there
 _PLACES: tuple[Kind, ...] = ("click", "clip", "gap")  # in this order; the others concern a whole sound
 _SHORTEST_GUESS = 1024  # samples: gaps share a program up to the next power of two
 
@@ -263,7 +265,10 @@ class Repairer:
                 f"{source}: is no prior of sound; give a model of task generate whose features decode exactly"
             )
         with_faults = ZeroShot(classes=pipeline.classes, peak_db=task.peak_db)
-        return pipeline.using(pipeline.model._replace(task=with_faults), pipeline.method)
+        begun = Edit(pipeline.method, START)  # type: ignore[arg-type]
+        prior = pipeline.using(pipeline.model._replace(task=with_faults), begun)
+        prior.sampling = dataclasses.replace(prior.sampling, steps=STEPS)
+        return prior
 
     def _knobs(self, kind: Kind) -> dict[str, Any]:
         return {} if self.steps is None else {"steps": self.steps}

@@ -99,11 +99,13 @@ class Repair(Task):
 class ZeroShot(Task):
     """Known and made: as of `Repair`, by a model that generates whole sounds.
 
-    Near a cut-off the filter that took the band away is fitted at every step (Moliner & Valimaki 2023, BABE). `scale`
-    is the length of a step along the gradient, in deviations of the estimate.
+    Sampling begins at the guess that was drawn, with methods that take a start. Near a cut-off the filter that took the
+    band away is fitted at every step (Moliner & Valimaki 2023, BABE). `scale` is the length of a step along the
+    gradient, in deviations of the estimate.
     """
 
     needs_sound: ClassVar[bool] = True
+    gives_start: ClassVar[bool] = True
 
     classes: tuple[str, ...] = ()
     peak_db: Level = None
@@ -115,7 +117,8 @@ class ZeroShot(Task):
     def given(self, representation: Representation, batch: Batch, request: NoRequest = NoRequest()) -> Given:
         label = jnp.full(len(batch["wave"]), len(self.classes))
         cond = Condition(label=label if self.classes else None)
-        return Given(cond, kept=_damaged(batch, representation.sample_rate))
+        damaged = _damaged(batch, representation.sample_rate)
+        return Given(cond, representation.encode(damaged.guess.drawn), damaged)
 
     def guide(self, representation: Representation, denoiser: Estimate, schedule: Schedule, given: Given) -> Estimate:
         damaged, sr = given.kept, representation.sample_rate
