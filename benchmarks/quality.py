@@ -25,7 +25,7 @@ import jaxdiff
 from jaxdiff import config as configuration
 from jaxdiff.data import open_corpus
 from jaxdiff.evaluation import frechet_distance, log_mel_statistics
-from jaxdiff.evaluation.frechet import EMBEDDING_RATE
+from jaxdiff.evaluation.embeddings import EMBEDDING_RATE
 
 
 def sounds(corpus, config, count):

@@ -8,6 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import pytest
 from jaxtyping import install_import_hook
 
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # workers inherit it from the process that starts them
@@ -24,3 +25,17 @@ install_import_hook(  # with PEP 484's rule that an int is a good float
     ["jaxdiff.features", "jaxdiff.networks", "jaxdiff.diffusion"],
     "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
 )
+
+
+@pytest.fixture(scope="module")
+def optimised():
+    """For tests whose time goes into computing, or whose numbers are as exact as what users run: compiled as theirs."""
+    import jax  # not before the variables above are set
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "0")
+        jax.config.update("jax_disable_most_optimizations", False)
+        jax.clear_caches()
+        yield
+    jax.config.update("jax_disable_most_optimizations", True)
+    jax.clear_caches()

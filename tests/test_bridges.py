@@ -33,6 +33,8 @@ from jaxdiff.diffusion import (
     spaced_times,
 )
 
+pytestmark = pytest.mark.usefixtures("optimised")
+
 MEAN, STD, Y = 0.7, 0.5, -1.2  # x0 given y is N(MEAN, STD^2)
 KEY = jax.random.key(0)
 RBG = jax.random.key(0, impl="rbg")  # draws millions of numbers faster than the default generator

@@ -131,7 +131,7 @@ def test_weighting_curves_equal_librosa():
     for ours, reference in ((A_weighting, librosa.A_weighting), (C_weighting, librosa.C_weighting)):
         f = jnp.asarray(frequencies, jnp.float32)
         assert np.abs(np.asarray(ours(f)) - reference(frequencies)).max() <= 2e-5
-        assert np.abs(np.asarray(ours(f, min_db=None)) - reference(frequencies, min_db=None)).max() <= 5e-5
+        assert np.abs(np.asarray(ours(f, min_db=None)) - reference(frequencies, min_db=None)).max() <= 1e-4
         assert np.isfinite(jax.grad(lambda f, ours=ours: ours(f, min_db=None).sum())(f.at[0].set(0))).all()
 
 

@@ -22,6 +22,8 @@ from jaxdiff.features import melspectrogram
 from jaxdiff.run import run
 from jaxdiff.training import CheckpointError
 
+pytestmark = pytest.mark.usefixtures("optimised")
+
 OLD = Path(__file__).parent / "old_runs"
 
 

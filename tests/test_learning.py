@@ -15,6 +15,8 @@ from jaxdiff.methods.autoregression import log_likelihood
 from jaxdiff.methods.distributions import mu_law_categorical
 from jaxdiff.networks import LSTM, CausalWaveNet, Condition, ConvNeXt, Transformer, UNet, WaveNet
 
+pytestmark = pytest.mark.usefixtures("optimised")
+
 FAST_COMPILE = {"xla_backend_optimization_level": 0}
 MAKE = {
     "wavenet": lambda rngs: WaveNet(16, channels=24, layers=2, embedding=16, num_classes=8, rngs=rngs),

@@ -13,6 +13,8 @@ from jaxdiff import features
 from jaxdiff.features import effects
 from jaxdiff.features.resample import LARGEST_TERM
 
+pytestmark = pytest.mark.usefixtures("optimised")
+
 SR, SAMPLES = 8000, 1600
 STFT: dict[str, Any] = dict(n_fft=256, hop_length=64)
 MEL: dict[str, Any] = dict(sr=SR, n_mels=12, **STFT)
