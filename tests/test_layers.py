@@ -10,6 +10,7 @@ PACKAGE = Path(__file__).parent.parent / "jaxdiff"
 FLOORS = (  # from the top; a part imports what stands below it, never beside or above it
     {"__main__"},
     {"cli"},
+    {"doctor"},
     {"run"},
     {"inference"},
     {"config"},

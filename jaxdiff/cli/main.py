@@ -17,10 +17,12 @@ import tyro
 from jaxdiff import __version__, ranges
 
 from .convert import Convert, Transcribe
+from .doctor import Doctor
 from .edit import Edit
 from .enhance import Enhance
 from .features import Features
 from .inspect import Export, Info, SearchTimes
+from .listen import Listen
 from .models import Models
 from .repair import Repair
 from .restyle import Restyle
@@ -39,9 +41,11 @@ Commands = (
     | Transcribe
     | Features
     | Info
+    | Doctor
     | SearchTimes
     | Export
     | Models
+    | Listen
 )
 _DESCRIPTION = "Audio diffusion: train a model on a folder of sound, make new sound with it."
 _DATA_ERRORS = {"AudioError", "CardError", "CheckpointError", "TrainingError"}  # by name: most modules import slowly

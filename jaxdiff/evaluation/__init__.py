@@ -1,4 +1,30 @@
-"""How good a sound is: objective distances."""
+"""How good a sound is: measures of one against its reference, distances of sets, comparisons, and listening tests."""
 
+from .embeddings import EMBEDDINGS as EMBEDDINGS
+from .embeddings import Embedding as Embedding
+from .embeddings import Musicnn as Musicnn
+from .embeddings import Openwakeword as Openwakeword
+from .embeddings import log_mel_statistics as log_mel_statistics
+from .frechet import bootstrap_interval as bootstrap_interval
+from .frechet import fad_infinity as fad_infinity
 from .frechet import frechet_distance as frechet_distance
-from .frechet import log_mel_statistics as log_mel_statistics
+from .frechet import kernel_distance as kernel_distance
+from .measures import MEASURES as MEASURES
+from .measures import Measure as Measure
+from .music import chroma_similarity as chroma_similarity
+from .music import f0_rmse as f0_rmse
+from .music import onset_f1 as onset_f1
+from .music import voicing_error as voicing_error
+from .signals import log_spectral_distance as log_spectral_distance
+from .signals import loudness_error as loudness_error
+from .signals import mae as mae
+from .signals import mel_distance as mel_distance
+from .signals import mse as mse
+from .signals import multi_resolution_stft as multi_resolution_stft
+from .signals import segmental_snr as segmental_snr
+from .signals import si_sdr as si_sdr
+from .signals import snr as snr
+from .speech import estoi as estoi
+from .speech import mel_cepstral_distortion as mel_cepstral_distortion
+from .speech import mel_cepstral_distortion_dtw as mel_cepstral_distortion_dtw
+from .speech import stoi as stoi

@@ -10,7 +10,7 @@ import numpy as np
 from jaxdiff.config import ConfigError
 from jaxdiff.data import read_audio
 from jaxdiff.data.files import resample
-from jaxdiff.evaluation.frechet import EMBEDDING_RATE, log_mel_statistics
+from jaxdiff.evaluation.embeddings import EMBEDDING_RATE, log_mel_statistics
 from jaxdiff.methods import Diffusion
 from jaxdiff.methods.edit import Edit, Origin
 from jaxdiff.tasks import Generate, Keep, Restyle
