@@ -3,8 +3,8 @@
 Every sound is mono at 16 kHz, [samples]. Notes are float arrays [notes, 4]: onset in s, offset in s, MIDI pitch and
 velocity (0 to 127).
 
-- Tags: the networks of the musicnn package (Pons & Serra 2019), read from its TensorFlow checkpoints by plain NumPy and
-  computed in JAX. `MTT_vgg` and `MTT_musicnn` know the tags of MagnaTagATune, piano and violin among them.
+- Tags: the networks of the musicnn package (Pons & Serra 2019), as `jaxdiff.evaluation.embeddings` reads them.
+  `MTT_vgg` and `MTT_musicnn` know the tags of MagnaTagATune, piano and violin among them.
 - Frechet distance: between embeddings of windows, in the principal components of the reference.
 - Notes: onset F1 of mir_eval, and F1 of the frames of a piano roll; basic-pitch (Bittner et al. 2022) as a tracker.
 - Likeness to a source: cosine of chroma, and agreement of F0.
@@ -14,7 +14,6 @@ Needs mir_eval, librosa, pyworld, pretty_midi, `pip install --no-deps basic-pitc
 `pip install --no-deps musicnn`: TensorFlow is not used.
 """
 
-import ast
 import contextlib
 import functools
 import io
@@ -22,11 +21,9 @@ import logging
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import librosa
 import numpy as np
@@ -34,8 +31,9 @@ import soundfile
 from measures import RATE
 from scipy.ndimage import uniform_filter1d
 
+from jaxdiff.evaluation import embeddings
 from jaxdiff.evaluation.frechet import frechet_distance
-from jaxdiff.features import melspectrogram, pyin
+from jaxdiff.features import pyin
 
 LOWEST_KEY, KEYS = 21, 88  # the piano's, as MIDI pitches
 ONSET, OFFSET, PITCH, VELOCITY = range(4)  # the columns of notes
@@ -43,12 +41,7 @@ FRAME_SECONDS = 0.01  # of a piano roll
 ONSET_SECONDS, CENTS = 0.1, 50.0  # within which two notes, or two pitches, are the same
 ACTIVE_RANGE_DB = 40.0
 
-# What musicnn/configuration.py and its extractor fix.
 TAG_LEVEL_DB = -20.0
-TAG_MEL = {"sr": RATE, "n_fft": 512, "hop_length": 256, "n_mels": 96}
-TAG_FRAMES = 187  # 3 s
-TAG_BATCH = 8  # windows computed together
-BATCH_NORM_EPSILON = 1e-3  # the default of TensorFlow's layer, which the package's networks keep
 
 F0_RANGE = 60.0, 2000.0  # Hz
 F0_FRAME, F0_HOP = 1024, 256
@@ -62,208 +55,30 @@ WORLD_PERIOD = 0.005  # s
 ATTACK_SECONDS = 0.1  # after an onset, where the level to be held is sought
 
 
-# TensorFlow checkpoints ---------------------------------------------------------------------------------------------
-
-
-def read_checkpoint(folder: Path) -> dict[str, np.ndarray]:
-    """The float tensors of the TensorFlow checkpoint whose files `.index` and `.data-00000-of-00001` lie in `folder`.
-
-    The index is a sorted string table: blocks of (key, value) whose keys share prefixes, found through an index block
-    that a footer of 48 bytes points to. A value is a protocol buffer BundleEntryProto: type (field 1, 1 for float32),
-    shape (2), offset (4) and bytes (5) in the data file.
-    """
-    index, data = (folder / ".index").read_bytes(), (folder / ".data-00000-of-00001").read_bytes()
-    _, at = _handle(index[-48:], 0)
-    root, _ = _handle(index[-48:], at)
-    tensors = {}
-    for _, position in _table_block(index, *root):
-        block, _ = _handle(position, 0)
-        for key, value in _table_block(index, *block):
-            entry = dict(_proto_fields(value))
-            if key and entry.get(1) == 1:
-                shape = [dict(_proto_fields(size)).get(1, 0) for _, size in _proto_fields(entry.get(2, b""))]
-                flat = np.frombuffer(data, "<f4", entry[5] // 4, entry.get(4, 0))
-                tensors[key.decode()] = flat.reshape(shape)
-    return tensors
-
-
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """The number of 7 bits a byte, the lowest first, that begins at `at`, and where it ends."""
-    value, shift = 0, 0
-    while data[at] >= 128:
-        value |= (data[at] & 127) << shift
-        at, shift = at + 1, shift + 7
-    return value | data[at] << shift, at + 1
-
-
-def _handle(data: bytes, at: int) -> tuple[tuple[int, int], int]:
-    """Offset and size of a block, and where they end."""
-    offset, at = _varint(data, at)
-    size, at = _varint(data, at)
-    return (offset, size), at
-
-
-def _table_block(table: bytes, offset: int, size: int) -> Iterator[tuple[bytes, bytes]]:
-    """The keys and values of a block; its last bytes, a list of restart points, are for searching only."""
-    if table[offset + size] != 0:
-        raise ValueError("the index of this checkpoint is compressed, which only other packages than musicnn do")
-    restarts = int.from_bytes(table[offset + size - 4 : offset + size], "little")
-    at, end, key = offset, offset + size - 4 - 4 * restarts, b""
-    while at < end:
-        shared, at = _varint(table, at)
-        unshared, at = _varint(table, at)
-        length, at = _varint(table, at)
-        key = key[:shared] + table[at : at + unshared]
-        yield key, table[at + unshared : at + unshared + length]
-        at += unshared + length
-
-
-def _proto_fields(message: bytes) -> Iterator[tuple[int, Any]]:
-    """Number and value of each field of a protocol buffer: an integer, or bytes."""
-    at = 0
-    while at < len(message):
-        tag, at = _varint(message, at)
-        kind = tag & 7
-        if kind == 0:
-            value, at = _varint(message, at)
-            yield tag >> 3, value
-        else:
-            size, at = _varint(message, at) if kind == 2 else ({1: 8, 5: 4}[kind], at)
-            yield tag >> 3, message[at : at + size]
-            at += size
-
-
 # Tags ---------------------------------------------------------------------------------------------------------------
 
 
-class Tagged(NamedTuple):
-    tags: np.ndarray  # [windows, 50] probabilities
-    embedding: np.ndarray  # [windows, 256] of MTT_vgg, [windows, 200] of MTT_musicnn
+class Musicnn(embeddings.Musicnn):
+    """A network of the musicnn package for one sound, brought to the RMS `level`; `MTT_vgg` tells a piano from a violin
+    best."""
 
+    def __init__(
+        self,
+        name: embeddings.MusicnnName = "MTT_vgg",
+        folder: Path | None = None,
+        level: float | None = TAG_LEVEL_DB,
+    ):
+        super().__init__(name, folder, level)
 
-class Musicnn:
-    """A network of the musicnn package: `musicnn(y)` gives tags and an embedding for each window of 3 s.
+    def __call__(self, y: np.ndarray) -> embeddings.Tagged:
+        """Tags and embeddings [windows, ...] of a sound [samples]."""
+        return embeddings.Tagged(*(np.asarray(part[0]) for part in super().__call__(y[None])))
 
-    `MTT_vgg` embeds in the 256 numbers of its last pooling layer, `MTT_musicnn` in the 200 of its penultimate layer:
-    both are what the output layer sees. `MTT_vgg` tells a piano from a violin better. `folder` is the package's folder
-    `musicnn`, by default that of the installed distribution.
-
-    The input is log10(1 + 10000 S) of the mel energies S, so tags depend on the level: a sound is brought to the RMS
-    `level`, in dB relative to full scale, or left as it is with None. The package takes the logarithm in half
-    precision, which overflows where S exceeds 6.5; here all is single precision.
-    """
-
-    def __init__(self, name: str = "MTT_vgg", folder: Path | None = None, level: float | None = TAG_LEVEL_DB):
-        networks = {"MTT_vgg": _vgg, "MSD_vgg": _vgg, "MTT_musicnn": _musicnn, "MSD_musicnn": _musicnn}
-        if name not in networks:
-            raise ValueError(f"musicnn has no network {name}; use one of {', '.join(networks)}")
-        folder = musicnn_folder() if folder is None else folder
-        weights = {key: value for key, value in read_checkpoint(folder / name).items() if "Adam" not in key}
-        self.labels = _musicnn_labels(folder, name[:3])
-        self.level = level
-        self._network = jax.jit(functools.partial(networks[name], weights))
-
-    def __call__(self, y: np.ndarray) -> Tagged:
-        """Of the windows that follow one another without overlap; a sound of less than 3 s is repeated."""
-        rms = float(np.sqrt(np.mean(np.square(y, dtype=np.float64))))
-        gain = 1.0 if self.level is None or rms == 0 else 10 ** (self.level / 20) / rms
-        S = np.asarray(melspectrogram(jnp.asarray(y * gain, jnp.float32), **TAG_MEL)).T
-        frames = np.log10(1 + 10_000 * S)
-        if len(frames) < TAG_FRAMES:
-            frames = np.resize(frames, (TAG_FRAMES, frames.shape[1]))
-        windows = frames[: len(frames) // TAG_FRAMES * TAG_FRAMES].reshape(-1, TAG_FRAMES, frames.shape[1])
-        parts = []
-        for first in range(0, len(windows), TAG_BATCH):
-            part = windows[first : first + TAG_BATCH]
-            padded = np.pad(part, ((0, TAG_BATCH - len(part)), (0, 0), (0, 0)))
-            parts.append([np.asarray(out)[: len(part)] for out in self._network(padded)])
-        return Tagged(*(np.concatenate(outs) for outs in zip(*parts, strict=True)))
-
-    def probability(self, tagged: Tagged, tag: str) -> float:
-        """Of a tag, the mean over windows."""
+    def probability(self, tagged: embeddings.Tagged, tag: str) -> float:
+        """The mean over windows of a tag's probability."""
         if tag not in self.labels:
             raise ValueError(f"this network has no tag {tag!r}; it has {', '.join(self.labels)}")
         return float(tagged.tags[:, self.labels.index(tag)].mean())
-
-
-def musicnn_folder() -> Path:
-    """The folder of the installed musicnn package, which is never imported: that needs TensorFlow."""
-    try:
-        paths = [Path(str(file.locate())) for file in files("musicnn") or []]
-        return next(path.parent for path in paths if path.name == "configuration.py")
-    except (PackageNotFoundError, StopIteration):
-        raise SystemExit(
-            "musicnn is not installed; run `pip install --no-deps musicnn`, or `pip download --no-deps musicnn`, unzip "
-            "the wheel and name its folder musicnn"
-        ) from None
-
-
-def _musicnn_labels(folder: Path, data: str) -> list[str]:
-    """The list MTT_LABELS or MSD_LABELS of the package's configuration, which is read and not run."""
-    for node in ast.parse((folder / "configuration.py").read_text()).body:
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == f"{data}_LABELS":
-            return ast.literal_eval(node.value)
-    raise ValueError(f"{folder} has no labels {data}_LABELS; use the wheel of musicnn 0.1.0")
-
-
-def _numbered(name: str, index: int) -> str:
-    """TensorFlow's name for the `index`-th layer of a kind."""
-    return name if index == 0 else f"{name}_{index}"
-
-
-def _normalise(weights: dict[str, np.ndarray], index: int, x: jax.Array) -> jax.Array:
-    """Batch normalisation of the last axis by the moving moments."""
-    name = _numbered("batch_normalization", index)
-    scale = weights[f"{name}/gamma"] / np.sqrt(weights[f"{name}/moving_variance"] + BATCH_NORM_EPSILON)
-    return (x - weights[f"{name}/moving_mean"]) * scale + weights[f"{name}/beta"]
-
-
-def _convolve(weights: dict[str, np.ndarray], name: str, x: jax.Array, padding: Any) -> jax.Array:
-    """ReLU of a convolution over time and frequency of x [windows, frames, bands, channels]."""
-    kernel, layout = weights[f"{name}/kernel"], ("NHWC", "HWIO", "NHWC")
-    out = jax.lax.conv_general_dilated(x, kernel, (1, 1), padding, dimension_numbers=layout)
-    return jax.nn.relu(out + weights[f"{name}/bias"])
-
-
-def _dense(weights: dict[str, np.ndarray], name: str, x: jax.Array) -> jax.Array:
-    return x @ weights[f"{name}/kernel"] + weights[f"{name}/bias"]
-
-
-def _vgg(weights: dict[str, np.ndarray], x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Probabilities and last pooling layer: five 3 x 3 convolutions, each normalised and pooled."""
-    pools = [((4, 1), (2, 2)), ((2, 2), (2, 2)), ((2, 2), (2, 2)), ((2, 2), (2, 2)), ((4, 4), (4, 4))]
-    x = _normalise(weights, 0, x[..., None])
-    for index, (size, stride) in enumerate(pools, 1):
-        x = _normalise(weights, index, _convolve(weights, f"{index}CNN", x, "SAME"))
-        x = jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, *size, 1), (1, *stride, 1), "VALID")
-    embedding = x.reshape(len(x), -1)
-    return jax.nn.sigmoid(_dense(weights, "dense", embedding)), embedding
-
-
-def _musicnn(weights: dict[str, np.ndarray], x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Probabilities and penultimate layer.
-
-    Two convolutions over timbre (7 frames by much of the spectrum) and three over time (128, 64 and 32 frames), of each
-    the maximum over frequency; three residual layers over 7 frames; maximum and mean over time; a dense layer.
-    """
-    along_time = ((3, 3), (0, 0))
-    x = _normalise(weights, 0, x[..., None])
-    front = []
-    for index in range(5):
-        out = _convolve(weights, _numbered("conv2d", index), x, along_time if index < 2 else "SAME")
-        front.append(_normalise(weights, index + 1, out).max(2))
-    hidden = jnp.concatenate(front, -1)
-    features = [hidden]
-    for index in (5, 6, 7):
-        out = _convolve(weights, _numbered("conv2d", index), hidden[..., None], along_time)[:, :, 0]
-        out = _normalise(weights, index + 1, out)
-        hidden = out if index == 5 else out + hidden
-        features.append(hidden)
-    joined = jnp.concatenate(features, -1)
-    pooled = jnp.stack([joined.max(1), joined.mean(1)], -1).reshape(len(joined), -1)
-    hidden = jax.nn.relu(_dense(weights, "dense", _normalise(weights, 9, pooled)))
-    embedding = _normalise(weights, 10, hidden)
-    return jax.nn.sigmoid(_dense(weights, "dense_1", embedding)), embedding
 
 
 def frechet(made: np.ndarray, reference: np.ndarray, components: int = 16) -> float:

@@ -15,41 +15,6 @@ real_piano = importlib.import_module("real_piano")
 RATE = music.RATE
 
 
-def varint(value: int) -> bytes:
-    low = [value >> shift & 127 for shift in range(0, max(value.bit_length(), 1), 7)]
-    return bytes([part | 128 for part in low[:-1]] + low[-1:])
-
-
-def field(number: int, value: int | bytes) -> bytes:
-    if isinstance(value, int):
-        return varint(number << 3) + varint(value)
-    return varint(number << 3 | 2) + varint(len(value)) + value
-
-
-def block(*entries: tuple[int, bytes, bytes]) -> bytes:
-    """A block of (bytes shared with the last key, rest of the key, value), one restart point, no compression."""
-    rows = [varint(shared) + varint(len(key)) + varint(len(value)) + key + value for shared, key, value in entries]
-    return b"".join(rows) + bytes(4) + (1).to_bytes(4, "little")
-
-
-def test_checkpoint_is_read_without_tensorflow(tmp_path: Path):
-    kernel, bias = np.arange(300, dtype="<f4").reshape(2, 150), np.array([1.5, -2.5], "<f4")
-    shape = field(2, field(1, 2)) + field(2, field(1, 150))
-    entries = block(
-        (0, b"", field(1, 1)),
-        (0, b"conv/bias", field(1, 1) + field(2, field(2, field(1, 2))) + field(4, 1200) + field(5, 8)),
-        (5, b"kernel", field(1, 1) + field(2, shape) + field(5, 1200) + varint(6 << 3 | 5) + b"crc!"),
-        (5, b"step", field(1, 9) + field(5, 8)),
-    )
-    root = block((0, b"d", varint(0) + varint(len(entries))))
-    footer = varint(0) + varint(0) + varint(len(entries) + 5) + varint(len(root))
-    (tmp_path / ".index").write_bytes(entries + bytes(5) + root + bytes(5) + footer.ljust(48, b"\0"))
-    (tmp_path / ".data-00000-of-00001").write_bytes(kernel.tobytes() + bias.tobytes())
-    found = music.read_checkpoint(tmp_path)
-    assert sorted(found) == ["conv/bias", "conv/kernel"]
-    assert np.array_equal(found["conv/bias"], bias) and np.array_equal(found["conv/kernel"], kernel)
-
-
 def test_frame_score_counts_frames_of_keys():
     reference = np.array([[0.0, 1.0, 60, 80], [0.5, 1.0, 64, 80]])
     assert music.piano_roll(reference, 100).sum(0)[[39, 43]].tolist() == [100, 50]

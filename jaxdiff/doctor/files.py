@@ -22,8 +22,8 @@ GRADIENT_LIMIT = 1.0  # of the norm, in `make_optimizer`
 
 @dataclass(frozen=True)
 class Case:
-    """What is looked at: a configuration, and where it was trained the run's folder, its pipeline (averaged weights)
-    and the latest weights, each None where it is not there."""
+    """The thing that is examined: a configuration, and where it was trained the run's folder, its pipeline (averaged
+    weights) and the latest weights, each None where it is not there."""
 
     config: Config
     folder: Path | None = None
@@ -37,7 +37,7 @@ class Case:
 
 
 def open_case(source: Path) -> tuple[Case | None, list[Finding]]:
-    """What is looked at, None where no configuration can be read, and what is found on the way.
+    """The thing that is examined, None where no configuration can be read, and the findings on the way.
 
     Raises ConfigError for a file that is no configuration, a folder that holds no run, and a run of parts that no
     configuration describes.

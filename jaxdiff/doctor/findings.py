@@ -1,4 +1,4 @@
-"""What a check gives, and the diagnosis that follows from all of them."""
+"""Findings, which are the results of checks, and the diagnosis that follows from all of them."""
 
 from collections.abc import Sequence
 from typing import Literal, NamedTuple

@@ -36,7 +36,7 @@ LESS = 1.0  # dB that more steps must gain
 
 
 class Maker:
-    """What a pipeline makes of crops, as one program for all weights."""
+    """The features that a pipeline makes of crops, as one program for all weights."""
 
     def __init__(self, pipeline: Pipeline, steps: int | None = None):
         model, method = pipeline.model, pipeline.method

@@ -33,8 +33,8 @@ Tell = Callable[[str], None]
 
 
 class View(NamedTuple):
-    """What the network is shown: of input, time and condition those of another item of the batch that are flagged, and
-    the input with a number added."""
+    """The inputs that the network is shown: of input, time and condition those of another item of the batch that are
+    flagged, and the input with a number added."""
 
     input: Any = False
     time: Any = False

@@ -29,13 +29,13 @@ from .onnx_operators import run_graph, weights_of
 
 EMBEDDING_RATE = 16_000  # Hz, of all embeddings
 
-# What the configuration and the extractor of musicnn fix.
+# These numbers are fixed by the configuration and the extractor of musicnn.
 TAG_FRAMES = 187  # of a window: 3 s
 TAG_MELS = 96
 TAG_BATCH = 8  # windows that are computed at once
 BATCH_NORM_EPSILON = 1e-3  # the default of TensorFlow's layer
 
-# What the features of openwakeword fix.
+# These numbers are fixed by the features of openwakeword.
 SPEECH_FRAMES = 76  # of a window, 10 ms each
 SPEECH_MELS = 32
 SPEECH_SIZE = 96
@@ -86,7 +86,7 @@ def _in_batches(function: Callable[[Array], tuple[Array, ...]], x: Array, size: 
 
 
 class Tagged(NamedTuple):
-    """For each window of 3 s, the probabilities of the 50 tags and what the output layer sees."""
+    """Windows of 3 s: the probabilities of the 50 tags, and the numbers that the output layer sees."""
 
     tags: Float[Array, "batch windows 50"]
     embedding: Float[Array, "batch windows d"]

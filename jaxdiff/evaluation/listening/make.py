@@ -59,7 +59,7 @@ class Excerpt(NamedTuple):
 
 
 class Made(NamedTuple):
-    """What a made test holds: screens (training and repeated ones among them), sounds, and its loudness in LUFS."""
+    """The numbers of a made test: screens (training and repeated ones among them), sounds, and its loudness in LUFS."""
 
     screens: int
     sounds: int
@@ -124,7 +124,7 @@ def _make_in(design: Design, folder: Path) -> Made:
 
 
 def _public(design: Design, pages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What everybody may know; the sounds of a screen are sorted by their names, which are random."""
+    """The part of a test that everybody may know; the sounds of a screen are sorted by name, and names are random."""
     screens = [
         {"page": page["page"], "training": page["training"], "sounds": sorted([*page["sounds"], *page["open"]])}
         for page in pages

@@ -1,4 +1,4 @@
-"""What a session of a made test meets, and what its answers mean: pages in order, sounds in order, scores by system.
+"""The plan of a session, and the meaning of its answers: pages in order, sounds in order, scores by system.
 
 A session has a number, from 0, from which its orders follow (`orders.py`): nothing needs to be stored but the answers.
 """

@@ -45,7 +45,7 @@ _SHARES = (0.55, 0.6, 0.7, 0.8)
 
 
 class Report(NamedTuple):
-    """What a listening test found, as data that `json.dumps` takes, and as the text of an HTML page."""
+    """The results of a listening test, as data that `json.dumps` takes, and as the text of an HTML page."""
 
     facts: dict[str, Any]
     html: str

@@ -136,7 +136,7 @@ async def _refusal(request: "Request", error: Exception) -> "Response":
 
 
 class _Guard:
-    """What is checked before any request is looked at: address, token and limits; and the headers of every answer."""
+    """The checks before any request is looked at: address, token and limits; and the headers of every answer."""
 
     def __init__(self, app: Any, site: "_Site"):
         self._app, self._site = app, site

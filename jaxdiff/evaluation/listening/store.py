@@ -1,4 +1,4 @@
-"""What listeners answered, kept in one SQLite file: every answer is on the disk when its request is answered.
+"""The answers of listeners, kept in one SQLite file: every answer is on the disk when its request is answered.
 
 A session is known by a random name of its own that its browser made, so that asking twice begins one session. An
 answer carries the number of the change, which grows in the browser: of answers that arrive twice or in another order
