@@ -15,6 +15,7 @@ own name, so that no other web site can send them; elsewhere every request but t
 token. Bodies are small, requests of a client limited, and everything that is refused is refused in one sentence.
 """
 
+import contextlib
 import asyncio
 import ipaddress
 import json
@@ -474,7 +475,6 @@ def serve(
         store = Store(folder / DATABASE)
         tell(store.finished())
         store.close()
-        try:
+        with contextlib.suppress(KeyboardInterrupt):  # which a Ctrl-C raises here or not, as asyncio's loop is met by it
             make_server(app).run(sockets=[listening])
-        except KeyboardInterrupt:
-            say("stopped; every rating is saved")
+        say("stopped; every rating is saved")
