@@ -15,8 +15,8 @@ own name, so that no other web site can send them; elsewhere every request but t
 token. Bodies are small, requests of a client limited, and everything that is refused is refused in one sentence.
 """
 
-import contextlib
 import asyncio
+import contextlib
 import ipaddress
 import json
 import re
@@ -475,6 +475,6 @@ def serve(
         store = Store(folder / DATABASE)
         tell(store.finished())
         store.close()
-        with contextlib.suppress(KeyboardInterrupt):  # which a Ctrl-C raises here or not, as asyncio's loop is met by it
+        with contextlib.suppress(KeyboardInterrupt):  # raised or not, as the Ctrl-C meets asyncio
             make_server(app).run(sockets=[listening])
         say("stopped; every rating is saved")
