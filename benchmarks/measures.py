@@ -1,8 +1,8 @@
-"""What the quality benchmarks share: clips of held-out voices, measures of speech, bootstrap intervals and tables.
+"""What the quality benchmarks share: clips of held-out voices, scores of many pairs, intervals and tables.
 
-Every sound is mono at 16 kHz. PESQ is wide-band (P.862.2), ESTOI the extended STOI (Jensen & Taal 2016), SI-SDR that of
-Le Roux et al. 2019 in dB, DNSMOS the P.835 model of the speechmos package (overall, speech, background), which knows no
-reference. Means have 95 % intervals by the bootstrap over clips: a clip's items are drawn together.
+Every sound is mono at 16 kHz. Measures are those of `jaxdiff.evaluation`, by name: of `MEASURES`, and of `EXTERNAL`,
+whose packages come with `pip install -e '.[eval]'`. Means have 95 % intervals by the bootstrap over clips
+(`bootstrap_interval`): a clip's items are drawn together.
 """
 
 import dataclasses
@@ -11,16 +11,20 @@ import itertools
 import multiprocessing
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from importlib.metadata import files
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
-from jaxdiff import load
+from jaxdiff import evaluation, load
 from jaxdiff.data import read_audio
+from jaxdiff.evaluation.compare import bootstrap_interval
+from jaxdiff.evaluation.external import EXTERNAL
+from jaxdiff.evaluation.measures import MEASURES
 from jaxdiff.methods.method import Sampling
 
 RATE = 16_000
@@ -29,14 +33,8 @@ ACTIVE_FRAME, ACTIVE_RANGE_DB = RATE // 10, 40.0
 LEAST_SECONDS, MOST_SECONDS = 4, 8
 SILENCE = 1e-4
 
-# From the network's numbers to opinion scores, as the DNS challenge fits them; the highest power first.
-_DNSMOS_POLYNOMIALS = {
-    "ovrl": (-0.06766283, 1.11546468, 0.04602535),
-    "sig": (-0.08397278, 1.22083953, 0.0052439),
-    "bak": (-0.13166888, 1.60915514, -0.39604546),
-}
-
 Process = Callable[[np.ndarray], np.ndarray]  # sound [samples] to sound [samples]
+Pair = tuple[np.ndarray, np.ndarray]  # a sound and what was made of it
 
 
 # Sounds -------------------------------------------------------------------------------------------------------------
@@ -135,78 +133,71 @@ def _value(text: str) -> Any:
     return text
 
 
+def pyworld() -> Any:
+    """The package, which warns about its own use of setuptools."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import pyworld
+    return pyworld
+
+
 # Measures -----------------------------------------------------------------------------------------------------------
 
 
-def wide_band_pesq(reference: np.ndarray, made: np.ndarray) -> float:
-    """1 for an output in which PESQ finds no speech."""
-    from pesq import NoUtterancesError, pesq
-
-    try:
-        return float(pesq(RATE, reference, made, "wb"))
-    except NoUtterancesError:
-        return 1.0
-
-
-def extended_stoi(reference: np.ndarray, made: np.ndarray) -> float:
-    from pystoi import stoi
-
-    return float(stoi(reference, made, RATE, extended=True))
-
-
-def si_sdr(reference: np.ndarray, made: np.ndarray) -> float:
-    """Within -50 and 100 dB, for an output of zeros and for a perfect one."""
-    reference, made = reference.astype(np.float64), made.astype(np.float64)
-    target = (made @ reference) / (reference @ reference) * reference
-    ratio = (target @ target + 1e-20) / (((made - target) ** 2).sum() + 1e-20)
-    return float(np.clip(10 * np.log10(ratio), -50, 100))
-
-
-def dnsmos(made: np.ndarray) -> dict[str, float]:
-    """Overall, speech and background scores, 1 to 5, of one window of 9.01 s, for which a shorter sound is repeated."""
-    window = np.resize(np.clip(made, -1, 1), round(9.01 * RATE)).astype(np.float32)
-    raw = dict(zip(("sig", "bak", "ovrl"), _dnsmos_network().run(None, {"input_1": window[None]})[0][0], strict=True))
-    return {name: float(np.polyval(_DNSMOS_POLYNOMIALS[name], raw[name])) for name in ("ovrl", "sig", "bak")}
-
-
 @functools.cache
-def _dnsmos_network() -> Any:
-    """The package's network on one thread; the package's own call runs a second network and overlapping windows."""
-    import onnxruntime
+def _program(name: str) -> Any:
+    return jax.jit(MEASURES[name].function, static_argnums=2)
 
-    name = "speechmos/dnsmos_models/sig_bak_ovr.onnx"
-    path = next(file.locate() for file in files("speechmos") or [] if str(file) == name)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    return onnxruntime.InferenceSession(str(path), options)
+
+def in_jax(name: str, pairs: Sequence[Pair], rows: int = 8) -> np.ndarray:
+    """A measure of `MEASURES` of every pair, [pairs], by one program for all lengths."""
+    found = []
+    longest = max(len(y) for pair in pairs for y in pair)
+    for first in range(0, len(pairs), rows):
+        part = pairs[first : first + rows]
+        waves, lengths = np.zeros((2, rows, longest), np.float32), np.ones((rows, 2), np.int32)
+        for i, pair in enumerate(part):
+            lengths[i] = [len(y) for y in pair]
+            for side, y in enumerate(pair):
+                waves[side, i, : len(y)] = y
+        found.append(np.asarray(_program(name)(*waves, RATE, lengths))[: len(part)])
+    return np.concatenate(found)
+
+
+def _by_packages(names: Sequence[str], reference: np.ndarray, made: np.ndarray) -> list[float]:
+    return [EXTERNAL[name].function(reference, made, RATE) for name in names]
 
 
 def processes() -> ProcessPoolExecutor:
-    """Two workers for `score_all`."""
+    """Two workers for `scores_of_pairs`."""
     return ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn"))
 
 
-def score_all(
-    pool: ProcessPoolExecutor, score: Callable[..., dict[str, float]], pairs: list[tuple[np.ndarray, np.ndarray]]
-) -> dict[str, np.ndarray]:
-    """`score(reference, made)` of every pair: each measure [pairs]."""
-    found = list(pool.map(score, *zip(*pairs, strict=True), chunksize=4))
-    return {name: np.array([one[name] for one in found]) for name in found[0]}
+def scores_of_pairs(pool: ProcessPoolExecutor, names: Sequence[str], pairs: Sequence[Pair]) -> dict[str, np.ndarray]:
+    """Each measure [pairs] of sounds and what was made of them: those of other packages by the workers."""
+    others = [name for name in names if name in EXTERNAL]
+    rows = pool.map(functools.partial(_by_packages, others), *zip(*pairs, strict=True), chunksize=4)
+    found = {name: in_jax(name, pairs) for name in names if name in MEASURES}
+    found |= dict(zip(others, np.reshape(list(rows), (len(pairs), len(others))).T, strict=True))
+    return {name: found[name] for name in names}
+
+
+def fingerprint_of_measures() -> bytes:
+    """Changes with the code of the measures."""
+    folder = Path(evaluation.__file__).parent
+    return b"".join(path.read_bytes() for path in (Path(__file__), *sorted(folder.glob("*.py"))))
 
 
 # Figures ------------------------------------------------------------------------------------------------------------
 
 
-def interval(values: np.ndarray, rounds: int = 2000) -> dict[str, float]:
-    """Mean of values [clips] or [clips, items], with the 95 % interval of the bootstrap over clips."""
-    per_clip = values.reshape(len(values), -1).mean(1)
-    drawn = np.random.default_rng(0).integers(len(per_clip), size=(rounds, len(per_clip)))
-    low, high = np.percentile(per_clip[drawn].mean(1), [2.5, 97.5])
-    return {"mean": float(per_clip.mean()), "low": float(low), "high": float(high)}
+def interval(values: np.ndarray) -> dict[str, float]:
+    """The mean of values [clips] or [clips, items], as `estimate`, and the ends of its interval, `low` and `high`."""
+    return bootstrap_interval(values.reshape(len(values), -1).mean(1))._asdict()
 
 
 def shown(figure: dict[str, float], digits: int = 2) -> str:
-    return f"{figure['mean']:.{digits}f} [{figure['low']:.{digits}f}, {figure['high']:.{digits}f}]"
+    return f"{figure['estimate']:.{digits}f} [{figure['low']:.{digits}f}, {figure['high']:.{digits}f}]"
 
 
 def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

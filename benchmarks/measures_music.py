@@ -1,4 +1,4 @@
-"""What the benchmarks of music conversion share: tags and embeddings, note scores, likeness of pitch, simple baselines.
+"""What the benchmarks of music conversion share: tags and embeddings, notes, agreement of pitch, simple baselines.
 
 Every sound is mono at 16 kHz, [samples]. Notes are float arrays [notes, 4]: onset in s, offset in s, MIDI pitch and
 velocity (0 to 127).
@@ -6,11 +6,12 @@ velocity (0 to 127).
 - Tags: the networks of the musicnn package (Pons & Serra 2019), as `jaxdiff.evaluation.embeddings` reads them.
   `MTT_vgg` and `MTT_musicnn` know the tags of MagnaTagATune, piano and violin among them.
 - Frechet distance: between embeddings of windows, in the principal components of the reference.
-- Notes: onset F1 of mir_eval, and F1 of the frames of a piano roll; basic-pitch (Bittner et al. 2022) as a tracker.
-- Likeness to a source: cosine of chroma, and agreement of F0.
+- Notes: those that basic-pitch hears (Bittner et al. 2022); `jaxdiff.evaluation.notes` scores them.
+- Agreement of F0: the share of frames within 50 cents, which says of a conversion how much of a melody it kept;
+  `f0_rmse` of jaxdiff.evaluation is ruled by the few frames that are an octave off.
 - Baselines: a filter between average spectra, and WORLD with a held amplitude.
 
-Needs mir_eval, librosa, pyworld, pretty_midi, `pip install --no-deps basic-pitch resampy` and
+Needs librosa, pyworld, pretty_midi, mir_eval (of basic-pitch), `pip install --no-deps basic-pitch resampy` and
 `pip install --no-deps musicnn`: TensorFlow is not used.
 """
 
@@ -20,32 +21,28 @@ import io
 import logging
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
 import librosa
 import numpy as np
 import soundfile
-from measures import RATE
+from measures import RATE, pyworld
 from scipy.ndimage import uniform_filter1d
 
 from jaxdiff.evaluation import embeddings
-from jaxdiff.evaluation.frechet import frechet_distance
+from jaxdiff.evaluation.distances import frechet_distance
 from jaxdiff.features import pyin
 
-LOWEST_KEY, KEYS = 21, 88  # the piano's, as MIDI pitches
-ONSET, OFFSET, PITCH, VELOCITY = range(4)  # the columns of notes
-FRAME_SECONDS = 0.01  # of a piano roll
-ONSET_SECONDS, CENTS = 0.1, 50.0  # within which two notes, or two pitches, are the same
-ACTIVE_RANGE_DB = 40.0
+ONSET, OFFSET = range(2)  # columns of notes
 
 TAG_LEVEL_DB = -20.0
 
 F0_RANGE = 60.0, 2000.0  # Hz
 F0_FRAME, F0_HOP = 1024, 256
-CHROMA_FRAME, CHROMA_HOP = 2048, 512
+CENTS = 50.0  # within which two pitches are the same
 
 LTAS_FRAME, LTAS_HOP, LTAS_OCTAVES = 2048, 512, 1 / 3
 LTAS_FLOOR = 1e-6  # of the loudest bin: what is quieter in a source is not raised further
@@ -97,51 +94,6 @@ def frechet(made: np.ndarray, reference: np.ndarray, components: int = 16) -> fl
 # Notes --------------------------------------------------------------------------------------------------------------
 
 
-class Score(NamedTuple):
-    precision: float
-    recall: float
-    f1: float
-
-
-def onset_score(reference: np.ndarray, estimated: np.ndarray, tolerance: float = ONSET_SECONDS) -> Score:
-    """Notes found at the right pitch (50 cents) with an onset within `tolerance` s; offsets do not count."""
-    from mir_eval.transcription import precision_recall_f1_overlap
-
-    if len(reference) == 0 or len(estimated) == 0:
-        return _score(0, len(estimated), len(reference))
-    sides = []
-    for notes in (reference, estimated):
-        ends = np.maximum(notes[:, OFFSET], notes[:, ONSET] + 1e-3)  # mir_eval refuses notes without length
-        sides += [np.stack([notes[:, ONSET], ends], -1), librosa.midi_to_hz(notes[:, PITCH])]
-    found = precision_recall_f1_overlap(*sides, onset_tolerance=tolerance, pitch_tolerance=CENTS, offset_ratio=None)
-    return Score(*(float(value) for value in found[:3]))
-
-
-def piano_roll(notes: np.ndarray, frames: int) -> np.ndarray:
-    """Whether each of the 88 keys sounds in the middle of each frame of 10 ms: bool [frames, 88]."""
-    roll = np.zeros((frames, KEYS), bool)
-    bounds = np.ceil(notes[:, [ONSET, OFFSET]] / FRAME_SECONDS - 0.5).astype(int).clip(0, frames)
-    for (first, last), key in zip(bounds, np.round(notes[:, PITCH]).astype(int) - LOWEST_KEY, strict=True):
-        if 0 <= key < KEYS:
-            roll[first:last, key] = True
-    return roll
-
-
-def frame_score(reference: np.ndarray, estimated: np.ndarray) -> Score:
-    """Of the keys that sound in the frames of the piano rolls of two sets of notes."""
-    end = max((notes[:, OFFSET].max() for notes in (reference, estimated) if len(notes)), default=0.0)
-    frames = int(np.ceil(end / FRAME_SECONDS))
-    wanted, found = piano_roll(reference, frames), piano_roll(estimated, frames)
-    return _score(int((wanted & found).sum()), int(found.sum()), int(wanted.sum()))
-
-
-def _score(hits: int, found: int, wanted: int) -> Score:
-    """Perfect where nothing is wanted and nothing found."""
-    if found == wanted == 0:
-        return Score(1.0, 1.0, 1.0)
-    return Score(hits / max(found, 1), hits / max(wanted, 1), 2 * hits / (found + wanted))
-
-
 def basic_pitch_notes(y: np.ndarray) -> np.ndarray:
     """The notes that basic-pitch hears, with its own thresholds; velocity is 127 times its amplitude."""
     with _quiet(), tempfile.TemporaryDirectory() as folder:
@@ -179,25 +131,6 @@ def _quiet() -> Iterator[None]:
 # Likeness to a source -----------------------------------------------------------------------------------------------
 
 
-def chroma_similarity(a: np.ndarray, b: np.ndarray, kind: str = "stft") -> float:
-    """Mean cosine of the chroma of two sounds over the frames where both are less than 40 dB below their loudest.
-
-    `kind` is "stft" (n_fft 2048, hop 512), which hears something of timbre in low chords too, or "cqt", which hears
-    pitch alone: librosa's.
-    """
-    functions: dict[str, Callable[..., np.ndarray]] = {
-        "stft": functools.partial(librosa.feature.chroma_stft, n_fft=CHROMA_FRAME),
-        "cqt": librosa.feature.chroma_cqt,
-    }
-    a, b = _equally_long(a, b)
-    first, second = (functions[kind](y=y, sr=RATE, hop_length=CHROMA_HOP, tuning=0.0) for y in (a, b))
-    both = _active(a) & _active(b)
-    if not both.any():
-        return 0.0
-    norms = np.sqrt((first**2).sum(0) * (second**2).sum(0))
-    return float(((first * second).sum(0) / np.maximum(norms, 1e-12))[both].mean())
-
-
 def f0_agreement(a: np.ndarray, b: np.ndarray) -> float:
     """The share of frames voiced in both sounds where their F0, by pYIN, are within 50 cents; 0 if there is none.
 
@@ -214,12 +147,6 @@ def f0_agreement(a: np.ndarray, b: np.ndarray) -> float:
 def _equally_long(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     size = min(len(a), len(b))
     return a[:size], b[:size]
-
-
-def _active(y: np.ndarray) -> np.ndarray:
-    """Whether each frame of the chroma is less than 40 dB below the loudest: bool [frames]."""
-    rms = librosa.feature.rms(y=y, frame_length=CHROMA_FRAME, hop_length=CHROMA_HOP)[0]
-    return (rms > rms.max() * 10 ** (-ACTIVE_RANGE_DB / 20)) & (rms > 0)
 
 
 def _f0(y: np.ndarray) -> np.ndarray:
@@ -315,11 +242,3 @@ class SustainedWorld:
         for onset, offset in np.round(notes[:, [ONSET, OFFSET]] * RATE).astype(int):
             sounding[max(onset, 0) : max(offset, 0)] = 1
         return uniform_filter1d(level * sounding, RATE // 100)
-
-
-def pyworld():
-    """The package, which warns about its own use of setuptools."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import pyworld
-    return pyworld

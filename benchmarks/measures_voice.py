@@ -5,24 +5,26 @@
 prints what these measures give for synthetic and recorded voices as they are, against which conversions are judged.
 
 Every sound is mono at 16 kHz. Speakers are compared by the embedding of the package resemblyzer, words and phones by
-the recogniser and the American model of the package pocketsphinx, which is old: rates of word errors mean something
-only beside those of the unconverted voice. F0 is that of WORLD's Harvest (package pyworld), voiced where D4C finds a
-periodic frame, every 5 ms: a tracker that no model of ours has as its condition.
+the recogniser and the American model of the package pocketsphinx (`jaxdiff.evaluation.external`), which is old: rates
+of word errors mean something only beside those of the unconverted voice; they go over all words of a set. F0 is that of
+WORLD's Harvest (package pyworld), voiced where D4C finds a periodic frame, every 5 ms: a tracker that no model of ours
+has as its condition, as the tracker of `f0_rmse` may be.
 """
 
 import argparse
 import functools
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from measures import RATE, pyworld
 
 from jaxdiff.data import read_audio
+from jaxdiff.evaluation import external
+from jaxdiff.evaluation.external import speaker_embedding
 
-RATE = 16_000
 HOP_SECONDS = 0.005  # of F0 contours
 LOWEST, HIGHEST = 60.0, 500.0  # Hz, of F0
 SHORTEST_VOICING = 0.03  # s, of voiced stretches and of gaps between them that count
@@ -31,31 +33,15 @@ MALE = 165.0  # Hz; a voice whose median F0 is lower is taken for a man's
 # Speakers -----------------------------------------------------------------------------------------------------------
 
 
-@functools.cache
-def _encoder() -> Any:
-    import torch
-    from resemblyzer import VoiceEncoder
-
-    torch.set_num_threads(1)  # several wait for each other where other programs run
-    return VoiceEncoder("cpu", verbose=False)
-
-
-def embedding(y: np.ndarray) -> np.ndarray:
-    """The speaker embedding of a sound [samples], [256], of unit length; pauses are cut before."""
-    from resemblyzer import preprocess_wav
-
-    return _encoder().embed_utterance(preprocess_wav(y, source_sr=RATE))
-
-
 def voice_embedding(clips: Sequence[np.ndarray]) -> np.ndarray:
     """The mean of the embeddings of some clips of a voice, [256], of unit length."""
-    mean = np.mean([embedding(y) for y in clips], axis=0)
+    mean = np.mean([speaker_embedding(y, RATE) for y in clips], axis=0)
     return mean / np.linalg.norm(mean)
 
 
 def similarity(y: np.ndarray, voice: np.ndarray) -> float:
     """The cosine between a sound and the embedding of a voice."""
-    return float(embedding(y) @ voice)
+    return float(speaker_embedding(y, RATE) @ voice)
 
 
 # Words and phones ---------------------------------------------------------------------------------------------------
@@ -67,57 +53,33 @@ AMERICAN = {
 
 
 def words(text: str) -> list[str]:
-    """Lower-case words without punctuation, as Americans spell them."""
-    found: list[str] = re.findall(r"[a-z']+", text.lower())
-    return [AMERICAN.get(word, word) for word in (word.strip("'") for word in found) if word]
-
-
-@functools.cache
-def _decoder(phones: bool) -> Any:
-    from pocketsphinx import Decoder, get_model_path
-
-    if phones:
-        model = get_model_path("en-us/en-us-phone.lm.bin")
-        return Decoder(samprate=RATE, allphone=model, lm=None, lw=2.0, beam=1e-20, pbeam=1e-20, loglevel="FATAL")
-    return Decoder(samprate=RATE, loglevel="FATAL")
-
-
-def _decode(y: np.ndarray, phones: bool) -> Any:
-    decoder = _decoder(phones)
-    decoder.reinit_feat()  # no normalisation learnt from other sounds
-    decoder.start_utt()
-    scaled = y * (0.5 / max(float(np.abs(y).max()), 1e-9))
-    decoder.process_raw((scaled * 32767).astype(np.int16).tobytes(), no_search=False, full_utt=True)
-    decoder.end_utt()
-    return decoder
+    """The words of a text, as Americans spell them."""
+    return [AMERICAN.get(word, word) for word in external.words(text)]
 
 
 def recognised(y: np.ndarray) -> list[str]:
-    """The words the recogniser finds in a sound."""
-    found = _decode(y, False).hyp()
-    return words(found.hypstr) if found else []
+    """The words that the recogniser finds in a sound, as Americans spell them."""
+    return [AMERICAN.get(word, word) for word in external.recognised_words(y, RATE)]
+
+
+@functools.cache
+def _phone_decoder() -> Any:
+    from pocketsphinx import Decoder, get_model_path
+
+    model = get_model_path("en-us/en-us-phone.lm.bin")
+    return Decoder(samprate=RATE, allphone=model, lm=None, lw=2.0, beam=1e-20, pbeam=1e-20, loglevel="FATAL")
 
 
 def phones(y: np.ndarray) -> list[str]:
     """The phones the recogniser finds without a lexicon, pauses and noises left out, whatever the language."""
-    found = [part.word or "" for part in _decode(y, True).seg()]
+    found = [part.word or "" for part in external.heard(_phone_decoder(), y).seg()]
     return [phone for phone in found if phone.isalpha() and phone != "SIL"]
-
-
-def edits(reference: Sequence[str], found: Sequence[str]) -> int:
-    """The least number of insertions, deletions and substitutions between two sequences (Levenshtein)."""
-    row = list(range(len(found) + 1))
-    for i, wanted in enumerate(reference, 1):
-        corner, row[0] = row[0], i
-        for j, got in enumerate(found, 1):
-            corner, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, corner + (wanted != got))
-    return row[-1]
 
 
 def error_rate(references: Sequence[Sequence[str]], found: Sequence[Sequence[str]]) -> float:
     """Edits of all clips over the length of all references: of words, or of phones."""
     total = sum(len(one) for one in references)
-    return sum(edits(a, b) for a, b in zip(references, found, strict=True)) / max(total, 1)
+    return sum(external.edit_distance(a, b) for a, b in zip(references, found, strict=True)) / max(total, 1)
 
 
 # Pitch, loudness and rhythm -----------------------------------------------------------------------------------------
@@ -125,12 +87,10 @@ def error_rate(references: Sequence[Sequence[str]], found: Sequence[Sequence[str
 
 def pitch(y: np.ndarray) -> np.ndarray:
     """F0 in Hz of every 5 ms, 0 where unvoiced."""
-    import pyworld
-
-    wave = y.astype(np.float64)
-    f0, times = pyworld.harvest(wave, RATE, f0_floor=LOWEST, f0_ceil=HIGHEST, frame_period=1000 * HOP_SECONDS)
-    f0 = pyworld.stonemask(wave, f0, times, RATE)
-    aperiodic = pyworld.d4c(wave, f0, times, RATE, threshold=0.85)[:, 0] > 0.5
+    world, wave = pyworld(), y.astype(np.float64)
+    f0, times = world.harvest(wave, RATE, f0_floor=LOWEST, f0_ceil=HIGHEST, frame_period=1000 * HOP_SECONDS)
+    f0 = world.stonemask(wave, f0, times, RATE)
+    aperiodic = world.d4c(wave, f0, times, RATE, threshold=0.85)[:, 0] > 0.5
     return np.where(aperiodic, 0.0, f0)
 
 
@@ -302,7 +262,7 @@ def main() -> None:
         for name in [name for name in known if name.startswith("woman/")][: arguments.tries]
     ]
     found["source to target"] = {name: float(np.nanmean([pair[name] for pair in pairs])) for name in pairs[0]}
-    print(f"the woman against her aligned sources: {json.dumps(found['source to slt'])}", flush=True)
+    print(f"the woman against her aligned sources: {json.dumps(found['source to target'])}", flush=True)
     others = [phones(read_audio(arguments.folder / "tune" / name, RATE)) for name in known if name.startswith("woman/")]
     found["phones of other sentences"] = error_rate(others[1:], others[:-1])
     print(f"phone edit rate between different sentences: {found['phones of other sentences']:.2f}", flush=True)
@@ -314,7 +274,7 @@ def main() -> None:
             if len(waves) < 3:
                 continue
             f0 = float(np.median([pitch_statistics(pitch(y)).median for y in waves]))
-            marks = np.array([embedding(y) for y in waves])
+            marks = np.array([speaker_embedding(y, RATE) for y in waves])
             rest = [marks[np.arange(len(marks)) != index].mean(0) for index in range(len(marks))]
             own = [float(mark @ mean / np.linalg.norm(mean)) for mark, mean in zip(marks, rest, strict=True)]
             row = {

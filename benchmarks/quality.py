@@ -2,7 +2,7 @@
 
     python benchmarks/quality.py RUN --heldout FOLDER [--count 256]
 
-For every class it prints the squared Frechet distance on log-mel statistics (jaxdiff.evaluation.frechet: 64 numbers a
+For every class it prints the squared Frechet distance on log-mel statistics (jaxdiff.evaluation.distances: 64 numbers a
 sound, dB^2) between held-out sounds and
   generated    sounds of that class from the run (seed 1000)
   training     (a) the sounds it was trained on: what a perfect memory would score

@@ -7,8 +7,8 @@ data/music/judge_SPLIT (`fetch_music.py`), which no training saw: in four voices
 filter and WORLD are fitted on the pieces of judge_tune.
 
     violin, piano     tags of musicnn's MTT_vgg, mean over windows of 3 s (at -20 dB)
-    chroma, F0        likeness to the source: cosine of chroma; F0 within 50 cents (melodies)
-    notes             onset F1 within 100 ms against the score, as basic-pitch hears it
+    chroma, F0        likeness to the source: `chroma_similarity`; F0 within 50 cents (melodies)
+    notes             F1 of onsets within 100 ms (`note_scores`) against the score, as basic-pitch hears it
     FD                Frechet distance of MTT_vgg's embedding to the real instrument, 16 principal components
 
 The rows `MODEL` hear the notes themselves, those `with score` are given the score. Needs what `measures_music.py` says.
@@ -21,21 +21,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from measures import RATE
-from measures_music import (
-    AverageFilter,
-    Musicnn,
-    SustainedWorld,
-    basic_pitch_notes,
-    chroma_similarity,
-    f0_agreement,
-    frechet,
-    onset_score,
-)
+from measures import RATE, in_jax
+from measures_music import AverageFilter, Musicnn, SustainedWorld, basic_pitch_notes, f0_agreement, frechet
 
 from jaxdiff import load
 from jaxdiff.data import read_audio
 from jaxdiff.data.midi import read_midi
+from jaxdiff.evaluation.notes import note_scores
 from jaxdiff.inference.convert import instrument
 from jaxdiff.inference.transcription import transcribe
 
@@ -86,19 +78,21 @@ def main() -> None:
         reference = None
         print(f"\n{kind:32s} {asked.to:>8s} {asked.source:>8s} {'chroma':>8s} {'F0':>8s} {'notes':>8s} {'FD':>8s}")
         for way, make in ways.items():
-            rows, embeddings = [], []
+            rows, embeddings, pairs = [], [], []
             for path in files(folder / asked.source, kind, asked.pieces):
                 score = read_midi(asked.data / f"judge_{asked.split}_notes" / f"{path.stem}.mid")
                 source, made = read_audio(path, RATE), make(path, score)
                 tags = tagger(made)
                 embeddings.append(tags.embedding)
                 melody = f0_agreement(source, made) if kind == "melody" else np.nan
-                notes = np.nan if asked.quick else onset_score(score, basic_pitch_notes(made)).f1
-                likeness = chroma_similarity(source, made), melody, notes
-                rows.append((*(tagger.probability(tags, tag) for tag in (asked.to, asked.source)), *likeness))
+                notes = np.nan if asked.quick else note_scores(score, basic_pitch_notes(made)).f1
+                pairs.append((source, made))
+                rows.append((*(tagger.probability(tags, tag) for tag in (asked.to, asked.source)), melody, notes))
             windows = np.concatenate(embeddings)
             reference = windows if reference is None else reference
-            values = (*np.mean(rows, axis=0), frechet(windows, reference))
+            to, of, melody, notes = np.mean(rows, axis=0)
+            chroma = in_jax("chroma_similarity", pairs).mean()
+            values = (to, of, chroma, melody, notes, frechet(windows, reference))
             print(f"{way:32s} " + " ".join(f"{value:8.3f}" for value in values), flush=True)
     print(f"\nreal-time factor {spent['time'] / spent['sound']:.3f}, compilation and tracker included")
 

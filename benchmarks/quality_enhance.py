@@ -33,8 +33,15 @@ from measures import RATE, Process, active_rms, interval, leveled, shown
 from peers import PEERS, Aligned, delay
 from scipy.signal import fftconvolve
 
-MEASURES = {"pesq": 2, "estoi": 3, "si_sdr": 1, "ovrl": 2, "sig": 2, "bak": 2}  # digits shown
-MAIN = ("pesq", "estoi", "si_sdr", "ovrl")
+MEASURES = {  # digits shown
+    "pesq": 2,
+    "estoi": 3,
+    "si_sdr": 1,
+    "dnsmos_ovrl": 2,
+    "dnsmos_sig": 2,
+    "dnsmos_bak": 2,
+}
+MAIN = ("pesq", "estoi", "si_sdr", "dnsmos_ovrl")
 CLEAN = math.inf
 EARLY_SECONDS = 0.05
 
@@ -111,10 +118,9 @@ def mixtures(args: argparse.Namespace) -> list[Mixture]:
 
 
 def fingerprint(items: list[Mixture]) -> str:
-    """Changes with any sample of the set and with the scripts that process and score it."""
-    digest = hashlib.sha256()
-    for script in ("measures.py", "peers.py"):
-        digest.update((Path(__file__).parent / script).read_bytes())
+    """Changes with any sample of the set and with the code that processes and scores it."""
+    digest = hashlib.sha256(measures.fingerprint_of_measures())
+    digest.update((Path(__file__).parent / "peers.py").read_bytes())
     for item in items:
         for snr in item.noisy:
             digest.update(item.noisy[snr].tobytes() + item.target[snr].tobytes())
@@ -124,19 +130,11 @@ def fingerprint(items: list[Mixture]) -> str:
 # Scores -------------------------------------------------------------------------------------------------------------
 
 
-def score(target: np.ndarray, made: np.ndarray) -> dict[str, float]:
-    return {
-        "pesq": measures.wide_band_pesq(target, made),
-        "estoi": measures.extended_stoi(target, made),
-        "si_sdr": measures.si_sdr(target, made),
-        **measures.dnsmos(made),
-    }
-
-
 def scores_of(process: Process, items: list[Mixture], pool: ProcessPoolExecutor) -> dict[str, np.ndarray]:
     """Each measure [clips, SNRs], the last column that of clean input."""
     pairs = [(item.target[snr], process(item.noisy[snr])) for item in items for snr in item.noisy]
-    return {name: v.reshape(len(items), -1) for name, v in measures.score_all(pool, score, pairs).items()}
+    found = measures.scores_of_pairs(pool, list(MEASURES), pairs)
+    return {name: values.reshape(len(items), -1) for name, values in found.items()}
 
 
 def method(name: str, probe: np.ndarray) -> Process:
@@ -149,7 +147,7 @@ def method(name: str, probe: np.ndarray) -> Process:
 def report(
     scores: dict[str, dict[str, np.ndarray]], items: list[Mixture], snrs: list[float], models: list[str]
 ) -> dict:
-    """Every figure as {"mean", "low", "high"}, by method, part of the set and measure; differences of the models."""
+    """Every figure as `interval` has it, by method, part of the set and measure; differences of the models."""
     parts: dict[str, tuple] = {"all": (slice(None), slice(0, len(snrs)))}
     parts |= {f"{snr:g} dB": (slice(None), slice(column, column + 1)) for column, snr in enumerate(snrs)}
     for kind in sorted({item.kind for item in items}):
@@ -180,13 +178,13 @@ def show(figures: dict) -> None:
     rows = []
     for name, found in methods.items():
         cells = [shown(found["all"][measure], digits) for measure, digits in MEASURES.items()]
-        rows.append([name, *cells, f"{100 * found['worse']['mean']:.0f} %", shown(found["clean input"]["pesq"])])
+        rows.append([name, *cells, f"{100 * found['worse']['estimate']:.0f} %", shown(found["clean input"]["pesq"])])
     header = ["method", "PESQ", "ESTOI", "SI-SDR", "DNSMOS overall", "speech", "background", "worse", "clean"]
     measures.print_table("All mixtures, mean and 95 % interval", header, rows)
     parts = [part for part in methods["noisy"] if part not in ("all", "worse", "clean input")]
     for measure in MAIN:
         rows = [
-            [name, *(f"{found[p][measure]['mean']:.{MEASURES[measure]}f}" for p in parts)]
+            [name, *(f"{found[p][measure]['estimate']:.{MEASURES[measure]}f}" for p in parts)]
             for name, found in methods.items()
         ]
         measures.print_table(measure, ["method", *parts], rows)
@@ -272,7 +270,7 @@ def main() -> None:
     if args.out is not None:
         args.out.write_text(json.dumps(figures, indent=1))
     overall = {
-        name: {m: round(found["all"][m]["mean"], 3) for m in MEASURES} for name, found in figures["methods"].items()
+        name: {m: round(found["all"][m]["estimate"], 3) for m in MEASURES} for name, found in figures["methods"].items()
     }
     print(json.dumps({"set": key, "overall": overall}))
 

@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 from measures import RATE, recordings
+from measures_repair import clip_level
 
 from jaxdiff.data import read_audio
 from jaxdiff.inference.faults import ALL_KINDS, Fault, Kind, find_in
@@ -78,17 +79,6 @@ def add_clicks(
     return np.clip(y, -1, 1), places
 
 
-def clip_at_sdr(y: np.ndarray, sdr: float) -> tuple[np.ndarray, float]:
-    """The sound cut at the level that leaves so many dB of signal to distortion, and the level."""
-    low, high = 0.0, float(np.abs(y).max())
-    level = high
-    for _ in range(30):
-        level = (low + high) / 2
-        error = np.sum((y - np.clip(y, -level, level)) ** 2)
-        low, high = (low, level) if error < np.sum(y**2) * 10 ** (-sdr / 10) else (level, high)
-    return np.clip(y, -level, level), level
-
-
 def band_limit(y: np.ndarray, sr: int, cutoff: float) -> np.ndarray:
     """The sound without what lies above `cutoff` Hz, by a windowed sinc of 2,001 taps."""
     at = np.arange(-1000, 1001)
@@ -143,7 +133,8 @@ def cases(
             yield how, wave, [(a, b, 0.0) for a, b in places]
     elif kind == "clip":
         for sdr in (3.0, 7.0, 15.0):
-            wave, level = clip_at_sdr(y, sdr)
+            level = clip_level(y, sdr)
+            wave = np.clip(y, -level, level)
             edges = np.flatnonzero(np.diff(np.abs(wave) >= level, prepend=False, append=False))
             yield f"{sdr:g} dB SDR", wave, [(a, b, level) for a, b in edges.reshape(-1, 2).tolist() if b - a >= 2]
     elif kind == "click":

@@ -42,7 +42,7 @@ import peers_repair as peers
 from measures import RATE, interval, shown
 from measures_repair import Clip, Gap
 
-DIGITS = {"pesq": 2, "lsd": 2, "lsd_80": 2, "lsd_120": 2, "sdr": 1, "sdr_gain": 1, "ovrl": 2, "kept": 5}
+DIGITS = {"pesq": 2, "lsd": 2, "lsd_80": 2, "lsd_120": 2, "sdr": 1, "sdr_gain": 1, "dnsmos_ovrl": 2, "kept": 5}
 HEADER = {
     "pesq": "PESQ",
     "lsd": "LSD (dB)",
@@ -50,7 +50,7 @@ HEADER = {
     "lsd_120": "LSD to -120 dB",
     "sdr": "SDR (dB)",
     "sdr_gain": "SDR gain (dB)",
-    "ovrl": "DNSMOS",
+    "dnsmos_ovrl": "DNSMOS",
     "kept": "kept",
 }
 GAP_MILLISECONDS = (50, 100, 300)
@@ -238,29 +238,31 @@ def kept_share(item: Item, made: np.ndarray) -> float:
     return float((made == item.given)[outside].mean())
 
 
-def score(item: Item, made: np.ndarray, fault: str, speech: bool) -> dict[str, float]:
-    found = {"pesq": measures.wide_band_pesq(item.target, made)} if speech else {}
-    if fault == "gaps":
-        found["lsd"] = measures_repair.gap_lsd(item.target, made, item.places)
-        found["sdr"] = measures_repair.gap_sdr(item.target, made, item.places)
+def score(case: Case, made: Sequence[np.ndarray], speech: bool, pool: ProcessPoolExecutor) -> dict[str, np.ndarray]:
+    """Each measure [clips]."""
+    pairs = [(item.target, y) for item, y in zip(case.items, made, strict=True)]
+    judged = ["pesq", "dnsmos_ovrl"] if case.fault in ("band", "codec") else ["pesq"]
+    found = measures.scores_of_pairs(pool, judged if speech else [], pairs)
+    items = list(zip(case.items, made, strict=True))
+    if case.fault == "gaps":
+        found["lsd"] = np.array([measures_repair.gap_lsd(item.target, y, item.places) for item, y in items])
+        inside = [tuple(measures_repair.only(y, item.places) for y in (item.target, made)) for item, made in items]
+        found["sdr"] = measures.in_jax("snr", inside)
     else:
-        for floor in (80, 120) if fault == "band" else ():
-            found[f"lsd_{floor}"] = measures_repair.lsd(item.target, made, item.cutoff, -floor)
-        if fault != "band":
-            found["lsd"] = measures_repair.lsd(item.target, made)
-        before = measures_repair.sdr(item.target, item.given)
-        found["sdr_gain"] = measures_repair.sdr(item.target, made) - before
-    if speech and fault in ("band", "codec"):
-        found["ovrl"] = measures.dnsmos(made)["ovrl"]
-    if fault not in ("band", "codec"):
-        found["kept"] = kept_share(item, made)
-    return found
+        floors = {"lsd_80": -80.0, "lsd_120": -120.0} if case.fault == "band" else {"lsd": measures_repair.FLOOR_DB}
+        for name, floor in floors.items():
+            found[name] = np.array([measures_repair.lsd(item.target, y, item.cutoff, floor) for item, y in items])
+        before = measures.in_jax("snr", [(item.target, item.given) for item in case.items])
+        found["sdr_gain"] = measures.in_jax("snr", pairs) - before
+    if case.fault not in ("band", "codec"):
+        found["kept"] = np.array([kept_share(item, y) for item, y in items])
+    return {name: found[name] for name in HEADER if name in found}
 
 
 def fingerprint(case: Case) -> str:
-    """Changes with any sample of a case and with the scripts that mend and score it."""
-    digest = hashlib.sha256(case.name.encode())
-    for script in ("measures.py", "measures_repair.py", "peers_repair.py", "quality_repair.py"):
+    """Changes with any sample of a case and with the code that mends and scores it."""
+    digest = hashlib.sha256(case.name.encode() + measures.fingerprint_of_measures())
+    for script in ("measures_repair.py", "peers_repair.py", "quality_repair.py"):
         digest.update((Path(__file__).parent / script).read_bytes())
     for item in case.items:
         digest.update(item.target.tobytes() + item.given.tobytes())
@@ -274,9 +276,7 @@ def scores_of(
     if kept is not None and kept.is_file():
         return {name: np.array(values) for name, values in json.loads(kept.read_text()).items()}
     made = [method(item) for item in case.items]
-    one = functools.partial(score, fault=case.fault, speech=speech)
-    pairs: Any = list(zip(case.items, made, strict=True))
-    found = measures.score_all(pool, one, pairs)
+    found = score(case, made, speech, pool)
     if kept is not None:
         kept.parent.mkdir(parents=True, exist_ok=True)
         kept.write_text(json.dumps({name: values.tolist() for name, values in found.items()}))
@@ -284,7 +284,7 @@ def scores_of(
 
 
 def report(case: Case, scores: dict[str, dict[str, np.ndarray]], rows: Sequence[str]) -> dict[str, Any]:
-    """Every figure as {"mean", "low", "high"}: by method and measure, and of the differences of `rows` from peers."""
+    """Every figure as `interval` has it: by method and measure, and of the differences of `rows` from peers."""
     figures = {name: {m: interval(values) for m, values in found.items()} for name, found in scores.items()}
     names = [m for m in next(iter(scores.values())) if m != "kept"]
     differences = {
@@ -293,7 +293,7 @@ def report(case: Case, scores: dict[str, dict[str, np.ndarray]], rows: Sequence[
     }
     found = {"fault": case.fault, "clips": len(case.items), "methods": figures, "differences": differences}
     if case.fault == "band":
-        lowered = lambda name, lsd: 100 * (1 - figures[name][lsd]["mean"] / figures["input"][lsd]["mean"])  # noqa: E731
+        lowered = lambda name, lsd: 100 * (1 - figures[name][lsd]["estimate"] / figures["input"][lsd]["estimate"])  # noqa: E731
         found["lowered_percent"] = {name: {lsd: lowered(name, lsd) for lsd in ("lsd_80", "lsd_120")} for name in rows}
     return found
 
@@ -302,7 +302,7 @@ def show(title: str, figures: dict[str, Any]) -> None:
     columns = list(next(iter(figures["methods"].values())))
     header = [HEADER[m] for m in columns]
     rows = [
-        [name, *(shown(found[m], DIGITS[m]) if m != "kept" else f"{found[m]['mean']:.5f}" for m in columns)]
+        [name, *(shown(found[m], DIGITS[m]) if m != "kept" else f"{found[m]['estimate']:.5f}" for m in columns)]
         for name, found in figures["methods"].items()
     ]
     measures.print_table(f"{title}: {figures['clips']} clips", ["method", *header], rows)
@@ -391,7 +391,7 @@ def main() -> None:
     if args.out is not None:
         args.out.write_text(json.dumps(figures, indent=1))
     summary = {
-        name: {method: {m: round(f["mean"], 3) for m, f in v.items()} for method, v in found["methods"].items()}
+        name: {method: {m: round(f["estimate"], 3) for m, f in v.items()} for method, v in found["methods"].items()}
         for name, found in figures["cases"].items()
     }
     print(json.dumps(summary))

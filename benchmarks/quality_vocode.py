@@ -10,49 +10,49 @@ first model's task, else 80 bands to 8 kHz, n_fft 1024, hop 256.
 MCD, the mel-cepstral distance, is 10 / ln 10 sqrt(2 sum (c_d - c'_d)^2) dB over d = 1 to 13, the mean over the frames
 of 5 ms that are less than 40 dB below the loudest. Here sum c_d cos(pi d m), m the mel frequency from 0 to 1, is the
 log amplitude of CheapTrick's spectral envelope (F0 by DIO and StoneMask) at 80 points evenly spaced in mel up to 8 kHz,
-so that it is the RMS difference of two smoothed envelopes in dB; frames are compared at equal times. Music, the middle
-8 s of each recording, is judged by `jaxdiff.features.multi_resolution_stft_loss`. --speed measures the seconds of work
-per second of sound on two cores.
+so that it is the RMS difference of two smoothed envelopes in dB; frames are compared at equal times. It is kept beside
+`mel_cepstral_distortion` of `jaxdiff.evaluation`, whose spectra hold the partials of the voice too, because it sees the
+envelope alone. Music, the middle 8 s of each recording, is judged by `multi_resolution_stft`. --speed measures the
+seconds of work per second of sound on two cores.
 """
 
 import argparse
 import functools
 import json
-import warnings
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import measures
 import numpy as np
-from measures import RATE, Process, interval, shown
+from measures import RATE, Process, interval, pyworld, shown
 from scipy.fft import dct
 
 from jaxdiff import load
 from jaxdiff.data import audio_info, read_audio
-from jaxdiff.features import hz_to_mel, mel_to_audio, mel_to_hz, melspectrogram, multi_resolution_stft_loss
+from jaxdiff.features import hz_to_mel, mel_to_audio, mel_to_hz, melspectrogram
 
-MEASURES = {"pesq": 2, "estoi": 3, "mcd": 2, "ovrl": 2, "sig": 2, "bak": 2}  # digits shown
+MEASURES = {  # digits shown
+    "pesq": 2,
+    "estoi": 3,
+    "mcd": 2,
+    "dnsmos_ovrl": 2,
+    "dnsmos_sig": 2,
+    "dnsmos_bak": 2,
+}
 HEADER = {
     "pesq": "PESQ",
     "estoi": "ESTOI",
     "mcd": "MCD",
-    "ovrl": "DNSMOS overall",
-    "sig": "speech",
-    "bak": "background",
+    "dnsmos_ovrl": "DNSMOS overall",
+    "dnsmos_sig": "speech",
+    "dnsmos_bak": "background",
 }
 MEL = {"n_fft": 1024, "hop_length": 256, "n_mels": 80, "fmax": 8000.0}
 MEL_POINTS, CEPSTRA = 80, 13
 MUSIC_SECONDS = 8.0
-
-
-def pyworld():
-    """The package, which warns about its own use of setuptools."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import pyworld
-    return pyworld
 
 
 # Methods ------------------------------------------------------------------------------------------------------------
@@ -125,13 +125,11 @@ def mel_cepstral_distance(reference: np.ndarray, made: np.ndarray) -> float:
     return float((10 / np.log(10) * np.sqrt(2 * squares))[active].mean())
 
 
-def score(reference: np.ndarray, made: np.ndarray) -> dict[str, float]:
-    return {
-        "pesq": measures.wide_band_pesq(reference, made),
-        "estoi": measures.extended_stoi(reference, made),
-        "mcd": mel_cepstral_distance(reference, made),
-        **measures.dnsmos(made),
-    }
+def scores_of(pool: ProcessPoolExecutor, pairs: list[measures.Pair]) -> dict[str, np.ndarray]:
+    """Each measure [pairs]."""
+    distances = pool.map(mel_cepstral_distance, *zip(*pairs, strict=True), chunksize=4)
+    found = measures.scores_of_pairs(pool, [name for name in MEASURES if name != "mcd"], pairs)
+    return {**found, "mcd": np.array(list(distances))}
 
 
 def excerpts(folder: Path, count: int) -> list[np.ndarray]:
@@ -173,15 +171,14 @@ def main() -> None:
     with measures.processes() as pool:
         for name in names:
             process = method(name, first)
-            scores[name] = measures.score_all(pool, score, [(clip.wave, process(clip.wave)) for clip in clips])
+            scores[name] = scores_of(pool, [(clip.wave, process(clip.wave)) for clip in clips])
             figures["methods"][name] = {measure: interval(scores[name][measure]) for measure in MEASURES}
             by_voice = {voice: [i for i, clip in enumerate(clips) if clip.voice == voice] for voice in found}
             figures["methods"][name]["pesq by voice"] = {
                 voice: interval(scores[name]["pesq"][rows]) for voice, rows in by_voice.items() if rows
             }
             if music:
-                distances = [float(multi_resolution_stft_loss(jnp.asarray(process(y)), jnp.asarray(y))) for y in music]
-                scores[name]["music"] = np.array(distances)
+                scores[name]["music"] = measures.in_jax("multi_resolution_stft", [(y, process(y)) for y in music])
                 figures["methods"][name]["music"] = interval(scores[name]["music"])
     shown_measures = {**MEASURES, **({"music": 2} if music else {})}
     header = ["method", *HEADER.values(), *(["music, STFT distance"] if music else [])]
@@ -191,7 +188,7 @@ def main() -> None:
     measures.print_table("Copy synthesis, mean and 95 % interval", header, rows)
     spoken = {voice: None for f in figures["methods"].values() for voice in f["pesq by voice"]}
     rows = [
-        [name, *(f"{f['pesq by voice'][voice]['mean']:.2f}" for voice in spoken)]
+        [name, *(f"{f['pesq by voice'][voice]['estimate']:.2f}" for voice in spoken)]
         for name, f in figures["methods"].items()
     ]
     measures.print_table("PESQ by voice", ["method", *spoken], rows)
@@ -205,7 +202,7 @@ def main() -> None:
     figures |= {"clips": [clip.voice for clip in clips], "music": len(music), "seed": args.seed}
     if args.out is not None:
         args.out.write_text(json.dumps(figures, indent=1))
-    overall = {name: {m: round(f[m]["mean"], 3) for m in shown_measures} for name, f in figures["methods"].items()}
+    overall = {name: {m: round(f[m]["estimate"], 3) for m in shown_measures} for name, f in figures["methods"].items()}
     print(json.dumps({"overall": overall}))
 
 

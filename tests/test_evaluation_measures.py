@@ -1,5 +1,5 @@
 """Every measure against an independent one in float64, on sounds like speech; what is documented of silence, equal and
-short sounds, of gain and sign, of batches and of gradients."""
+short sounds, of gain and sign, of batches, lengths and gradients."""
 
 import itertools
 from typing import Any
@@ -19,7 +19,10 @@ from jaxdiff.evaluation import music, signals, speech
 from jaxdiff.evaluation.measures import MEASURES
 
 SR, SAMPLES = 16000, 9600
-each_measure = pytest.mark.parametrize("name", MEASURES)
+TRACKERS = ("f0_rmse", "voicing_error")  # whose programs take long to compile
+each_measure = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in TRACKERS else []) for name in MEASURES]
+)
 
 
 def voice(pitch: float, sr: int = SR, samples: int = SAMPLES) -> np.ndarray:
@@ -183,7 +186,7 @@ def test_cepstral_distortion_is_the_rms_of_the_spectra_it_draws():
 
 
 def test_mel_cepstral_distortion_dtw_equals_librosa():
-    """On a sound that is also a third shorter than its reference."""
+    """On a sound that is also a third shorter than its reference, alone and padded to its length."""
 
     def expected(r, e):
         total, path = librosa.sequence.dtw(C=cepstral_distances(r, e))
@@ -195,20 +198,24 @@ def test_mel_cepstral_distortion_dtw_equals_librosa():
         jnp.asarray(reference, jnp.float32), jnp.asarray(estimate, jnp.float32), sr=SR
     )
     assert float(ours) == pytest.approx(expected(reference, estimate), abs=1e-3)
+    padded = np.concatenate([estimate, np.ones(SAMPLES - len(estimate))])
+    found = values("mel_cepstral_distortion_dtw", reference, padded, np.array([SAMPLES, len(estimate)]))
+    assert found == pytest.approx(float(ours), abs=1e-4)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 4), (5, 1), (4, 6)])
 def test_least_mean_over_all_paths(shape):
-    """Every path of a small table is tried."""
-    distance = np.random.default_rng(0).uniform(size=shape)
+    """Every path between few frames is tried; those that follow them play no part."""
+    ours, theirs = (np.random.default_rng(seed).standard_normal((2, count)) for seed, count in enumerate(shape))
+    distance = 10 / np.log(10) * np.sqrt(2 * ((ours[:, :, None] - theirs[:, None]) ** 2).sum(0))
     best = (np.inf, 0)
     for length in range(max(shape), sum(shape)):
         for steps in itertools.product([(0, 1), (1, 0), (1, 1)], repeat=length - 1):
             path = np.cumsum([(0, 0), *steps], axis=0)
             if (path[-1] == np.array(shape) - 1).all() and (path < shape).all():
                 best = min(best, (distance[path[:, 0], path[:, 1]].sum(), length))
-    ours = jax.jit(speech._least_mean)(jnp.asarray(distance, jnp.float32))
-    assert float(ours) == pytest.approx(best[0] / best[1], rel=1e-6)
+    longer = (jnp.asarray(np.pad(x, ((0, 0), (0, 3)))[:, :6], jnp.float32) for x in (ours, theirs))
+    assert float(jax.jit(speech._least_mean)(*longer, *shape)) == pytest.approx(best[0] / best[1], rel=1e-6)
 
 
 def intelligibility(r, e, sr: int, extended: bool) -> float:
@@ -329,6 +336,7 @@ def test_f0_rmse_of_tones():
     assert float(music.f0_rmse(low, high, sr=SR)) == pytest.approx(300, abs=20)
 
 
+@pytest.mark.slow
 def test_pitches_at_no_common_time_have_the_range_as_error():
     t = np.arange(9600) / SR
     tone = np.sin(2 * np.pi * 200 * t)
@@ -372,7 +380,10 @@ def librosa_onsets(y: np.ndarray) -> np.ndarray:
     S = librosa.feature.melspectrogram(y=y, sr=SR, n_fft=1024, hop_length=160, n_mels=80, norm=None)
     S = librosa.power_to_db(S, top_db=80.0)
     flux = librosa.onset.onset_strength(S=S, sr=SR, n_fft=1024, hop_length=160, center=True)
-    flux = (flux - flux.min()) / (flux - flux.min()).max()
+    return librosa_peaks((flux - flux.min()) / (flux - flux.min()).max())
+
+
+def librosa_peaks(flux: np.ndarray) -> np.ndarray:
     return librosa.util.peak_pick(flux, pre_max=3, post_max=1, pre_avg=10, post_avg=11, wait=3, delta=0.07)
 
 
@@ -381,10 +392,19 @@ TIMES = np.array([0.2, 0.5, 0.62, 0.9, 1.3, 1.65])
 
 def test_onsets_equal_librosa():
     y = notes(TIMES)
-    onsets = jax.jit(music._onsets, static_argnums=1)
-    found = np.flatnonzero(onsets(jnp.asarray(y / np.abs(y).max(), jnp.float32), SR))
+    onsets = jax.jit(music._onsets, static_argnums=2)
+    found = np.flatnonzero(onsets(jnp.asarray(y / np.abs(y).max(), jnp.float32), len(y), SR))
     assert set(found) == set(librosa_onsets(y / np.abs(y).max()))
     assert np.abs(found[:, None] / 100 - TIMES).min(0).max() < 0.04
+
+
+def test_onsets_until_a_frame_equal_librosa():
+    flux = np.random.default_rng(0).uniform(size=60).astype(np.float32) ** 2
+    flux[0] = 0
+    peaks = jax.jit(music._peaks)
+    for frames in range(2, 60):
+        expected = librosa_peaks(flux[:frames] / flux[:frames].max())
+        np.testing.assert_array_equal(np.flatnonzero(peaks(jnp.asarray(flux), frames)), expected)
 
 
 def test_onset_f1():
@@ -453,10 +473,9 @@ def rows() -> tuple[np.ndarray, np.ndarray]:
     return np.stack([0 * y, y, 0 * y, y, *references]), np.stack([y, 0 * y, 0 * y, y, *estimates])
 
 
-def values(name: str, references: np.ndarray, estimates: np.ndarray) -> np.ndarray:
-    return np.asarray(
-        MEASURES[name].function(jnp.asarray(references, jnp.float32), jnp.asarray(estimates, jnp.float32), SR)
-    )
+def values(name: str, references: np.ndarray, estimates: np.ndarray, lengths: np.ndarray | None = None) -> np.ndarray:
+    waves = (jnp.asarray(waves, jnp.float32) for waves in (references, estimates))
+    return np.asarray(MEASURES[name].function(*waves, SR, lengths))
 
 
 def test_the_table_names_functions_by_their_names():
@@ -477,24 +496,54 @@ def test_silence_and_equal_sounds(name):
     assert (sign * got[[0, 1, 5]] < sign * got[[2, 3]].min()).all()
 
 
+def one_sample() -> np.ndarray:
+    """Five pairs of one sample, of which the second are equal, the last are silent and those before not finite."""
+    return np.array([[1, 1, np.nan, 1, 0], [-0.5, 1, 1, np.inf, 0]])[..., None]
+
+
 @each_measure
 def test_one_sample(name):
     """It has a value, and none that looks like one where it is not finite."""
-    references, estimates = jnp.array([1.0, 1.0, jnp.nan, 1.0]), jnp.array([-0.5, 1.0, 1.0, jnp.inf])
-    other, best, *broken = np.asarray(MEASURES[name].function(references[:, None], estimates[:, None], SR))
+    other, best, *broken, silent = values(name, *one_sample())
     assert np.isfinite(other) and np.isnan(broken).all()
-    assert best == pytest.approx(EDGES[name][3], abs=1e-5)
+    assert best == silent == pytest.approx(EDGES[name][3], abs=1e-5)
+
+
+@each_measure
+def test_lengths(name):
+    """A padded batch has what its sounds have alone, which are loud to their ends, whatever follows them."""
+    lengths = np.array(3 * [(SAMPLES, 12000), (11000, SAMPLES)] + 4 * [(1, 1)] + [(0, 0)])
+    if name == "mel_cepstral_distortion_dtw":  # it would take all of the longer sound
+        lengths = np.minimum(lengths, lengths[:, ::-1])
+    long, short = [waves * np.linspace(0.1, 1, SAMPLES) for waves in rows()], one_sample()
+    noise = 8 * np.random.default_rng(7).standard_normal((2, 11, 12000))
+    noise[:, 3:8:2] = np.nan
+    for after in (noise, np.zeros_like(noise)):
+        after[:, :6, :SAMPLES], after[:, 6:10, :1] = long, short[:, :4]
+        found = values(name, after[0], after[1], lengths)
+        np.testing.assert_allclose(found[:6], values(name, *long), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(found[6:], values(name, *short), rtol=1e-5, atol=1e-6)
+
+
+def test_lengths_are_limited_to_the_samples_that_are_there():
+    references, estimates = pairs()
+    beyond = values("mse", references, estimates, np.array([2 * SAMPLES, SAMPLES]))
+    np.testing.assert_allclose(beyond, values("mse", references, estimates), rtol=1e-6)
+    assert values("mse", references, estimates, np.array([-1, SAMPLES])) == pytest.approx(estimates[:, 0] ** 2)
 
 
 @pytest.mark.slow
 @each_measure
 def test_gradients_are_finite(name):
-    """At silence, at equal sounds and elsewhere; only what decides has none."""
-    total = lambda r, e: MEASURES[name].function(r, e, SR).sum()  # noqa: E731
+    """At silence, at equal sounds and elsewhere; only what decides has none, and what follows a sound."""
+    lengths = np.full((6, 2), SAMPLES)
+    lengths[5] = 7013, 8125
+    total = lambda r, e: MEASURES[name].function(r, e, SR, lengths).sum()  # noqa: E731
     gradients = jax.jit(jax.grad(total, argnums=(0, 1)))(*(jnp.asarray(waves, jnp.float32) for waves in rows()))
     assert all(np.isfinite(gradient).all() for gradient in gradients)
     decides = name in ("f0_rmse", "voicing_error", "onset_f1")
-    assert all((gradient[4:] == 0).all() == decides for gradient in gradients)
+    assert all((gradient[i] == 0).all() == decides for gradient in gradients for i in (4, 5))
+    assert all((gradient[5, 8125:] == 0).all() for gradient in gradients)
 
 
 @pytest.mark.slow
@@ -574,3 +623,9 @@ def test_what_does_not_fit_is_refused():
         signals.mse(y, y[:99])
     with pytest.raises(TypeError, match="estimate must be floating point"):
         speech.stoi(y, jnp.ones(100, int), sr=SR)
+    with pytest.raises(TypeError, match="mse: lengths must be int32 or int64, got float32"):
+        signals.mse(y, y, jnp.ones(2))
+    with pytest.raises(ValueError, match=r"mse: lengths must have the axes \[... 2\], got the shape \(3,\)"):
+        signals.mse(y, y, jnp.ones(3, int))
+    with pytest.raises(ValueError, match=r"\[\(2,\), \(2,\), \(3,\)\] of reference and estimate and lengths must"):
+        signals.mse(jnp.ones((2, 9)), jnp.ones((2, 9)), jnp.ones((3, 2), int))

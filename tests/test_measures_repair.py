@@ -9,6 +9,7 @@ import pytest
 from scipy.signal import lfilter
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+scores = importlib.import_module("measures")
 measures = importlib.import_module("measures_repair")
 peers = importlib.import_module("peers_repair")
 quality = importlib.import_module("quality_repair")
@@ -20,6 +21,12 @@ def tones(samples: int) -> np.ndarray:
     seconds = np.arange(samples) / RATE
     parts = [a * np.sin(2 * np.pi * f * seconds + f) for f, a in ((441.0, 0.3), (1234.5, 0.2), (3210.0, 0.1))]
     return np.sum(parts, axis=0)
+
+
+def sdr(target: np.ndarray, made: np.ndarray, gaps: list[tuple[int, int]] | None = None) -> float:
+    """In dB, of the whole sound or of the gaps, as the benchmark has it."""
+    pair = (target, made) if gaps is None else (measures.only(target, gaps), measures.only(made, gaps))
+    return float(scores.in_jax("snr", [pair])[0])
 
 
 def autoregressive(samples: int, model: list[float]) -> np.ndarray:
@@ -94,8 +101,8 @@ def test_gaps_in_tones_are_filled(name: str):
     y, gaps = tones(9000), [(2000, 2300), (6000, 6800)]
     y += 1e-4 * np.random.default_rng(10).standard_normal(len(y))
     given = peers.zeros(y, gaps)
-    assert measures.gap_sdr(y, given, gaps) == pytest.approx(0)
-    assert measures.gap_sdr(y, getattr(peers, name)(given, gaps), gaps) > 25
+    assert sdr(y, given, gaps) == pytest.approx(0)
+    assert sdr(y, getattr(peers, name)(given, gaps), gaps) > 25
 
 
 def test_linear_is_a_line():
@@ -115,13 +122,13 @@ def test_declipped_sounds_agree_with_the_clipped(name: str, options: dict):
     y = (tones(6000) * np.sin(np.pi * np.arange(6000) / 6000)).astype(np.float32)
     level = measures.clip_level(y, 7.0)
     given = np.clip(y, -level, level)
-    assert measures.sdr(y, given) == pytest.approx(7, abs=1e-3)
+    assert sdr(y, given) == pytest.approx(7, abs=1e-3)
     made = getattr(peers, name)(given, level, **options)
     clipped = np.abs(given) >= level
     assert 600 < clipped.sum() < 3000 and made.dtype == np.float32
     assert np.array_equal(made[~clipped], given[~clipped])
     assert (np.sign(given[clipped]) * made[clipped] >= np.float32(level)).all()
-    assert measures.sdr(y, made) > 25
+    assert sdr(y, made) > 25
 
 
 @pytest.mark.parametrize("name", ["ar_declip", "a_spade"])
@@ -143,9 +150,9 @@ def test_clicks_are_found_and_mended():
     found = peers.find_clicks(given)
     assert len(found) >= 5
     assert all(any(a <= stop and start <= b for a, b in found) for start, stop in clicks)
-    before = measures.sdr(y, given)
-    assert measures.sdr(y, known) > before + 25
-    assert measures.sdr(y, peers.ar_find_and_declick(given, rounds=1)) > before + 10
+    before = sdr(y, given)
+    assert sdr(y, known) > before + 25
+    assert sdr(y, peers.ar_find_and_declick(given, rounds=1)) > before + 10
 
 
 # Measures -----------------------------------------------------------------------------------------------------------
@@ -175,9 +182,9 @@ def test_only_the_gap_and_only_the_band_count():
 
 def test_sdr():
     y = np.ones(100)
-    assert measures.sdr(y, y) == 100
-    assert measures.sdr(y, 1.1 * y) == pytest.approx(20)
-    assert measures.gap_sdr(y, np.where(np.arange(100) < 50, y, 0), [(50, 60)]) == pytest.approx(0)
+    assert sdr(y, y) == 100
+    assert sdr(y, 1.1 * y) == pytest.approx(20)
+    assert sdr(y, np.where(np.arange(100) < 50, y, 0), [(50, 60)]) == pytest.approx(0)
 
 
 @pytest.mark.parametrize("late", [0, 7, 1105, -30])

@@ -2,12 +2,14 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import librosa
 import numpy as np
 import pytest
 
 from jaxdiff.features import pyin, yin
+from jaxdiff.features.pitch import _viterbi
 
 SR = 16000
 RANGE: dict[str, Any] = dict(fmin=65.0, fmax=1000.0, sr=SR, frame_length=1024, hop_length=256)
@@ -83,3 +85,18 @@ def test_bad_ranges_are_refused():
         pyin(y, fmin=65.0, fmax=9000.0, sr=SR)
     with pytest.raises(ValueError, match="a period of fmin 5.0 Hz does not fit frame_length 2048; use 4412 or more"):
         pyin(y, fmin=5.0, fmax=400.0)
+
+
+def test_a_path_may_end_before_the_last_frame():
+    """The path is that of the frames until then and stays where it ends, even beside the lowest pitch."""
+    path = jax.jit(_viterbi, static_argnums=(2, 3))
+    voiced = np.random.default_rng(0).dirichlet(np.full(24, 2.0), size=12).astype(np.float32)
+    probability, ends = jnp.ones(12), set()
+    for lowest in np.linspace(0.4, 0.5, 41):
+        voiced[8] = [lowest, 0.9 - lowest, *22 * [0.1 / 22]]
+        expected = path(jnp.asarray(voiced[:9]), probability[:9], 20, 0.01, None)
+        np.testing.assert_array_equal(
+            path(jnp.asarray(voiced), probability, 20, 0.01, 9), [*expected, *3 * [expected[-1]]]
+        )
+        ends.add(int(expected[-1]))
+    assert ends == {0, 1}

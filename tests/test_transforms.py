@@ -8,10 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.ndimage
+from jaxtyping import Array, Float
 
 from jaxdiff import features
 from jaxdiff.features import effects
 from jaxdiff.features.resample import LARGEST_TERM
+from jaxdiff.features.transform import transform
 
 pytestmark = pytest.mark.usefixtures("optimised")
 
@@ -225,3 +227,18 @@ def test_gradients_equal_finite_differences(name):
         difference = float(f(y + h * direction)[0] - f(y - h * direction)[0]) / (2 * h)
         through = float(jnp.vdot(f(y)[1], direction))
         assert through == pytest.approx(difference, rel=1e-4, abs=1e-6)
+
+
+def test_an_array_may_be_left_out():
+    """Where another one is needed; of arrays that may all be left out, one must be given."""
+
+    @transform
+    def louder(y: Float[Array, "... samples"], gains: Float[Array, "..."] | None = None) -> Float[Array, "... samples"]:
+        return 2 * y if gains is None else gains[..., None] * y
+
+    y, gains = jnp.ones((3, 4)), jnp.array([1.0, 2.0, 3.0])
+    assert (louder(y) == 2).all() and (louder(y, None) == 2).all() and (louder(y, gains)[1] == 2).all()
+    with pytest.raises(ValueError, match=r"the leading axes \[\(3,\), \(2,\)\] of y and gains must broadcast"):
+        louder(y, gains[:2])
+    with pytest.raises(ValueError, match="rms: give either y or S"):
+        features.rms(frame_length=64)

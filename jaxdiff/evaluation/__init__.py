@@ -1,20 +1,24 @@
 """How good a sound is: measures of one against its reference, distances of sets, comparisons, and listening tests."""
 
+from .distances import bootstrap_interval as bootstrap_interval
+from .distances import fad_infinity as fad_infinity
+from .distances import frechet_distance as frechet_distance
+from .distances import kernel_distance as kernel_distance
 from .embeddings import EMBEDDINGS as EMBEDDINGS
 from .embeddings import Embedding as Embedding
 from .embeddings import Musicnn as Musicnn
 from .embeddings import Openwakeword as Openwakeword
 from .embeddings import log_mel_statistics as log_mel_statistics
-from .frechet import bootstrap_interval as bootstrap_interval
-from .frechet import fad_infinity as fad_infinity
-from .frechet import frechet_distance as frechet_distance
-from .frechet import kernel_distance as kernel_distance
+from .external import EXTERNAL as EXTERNAL
+from .external import ExternalMeasure as ExternalMeasure
 from .measures import MEASURES as MEASURES
 from .measures import Measure as Measure
 from .music import chroma_similarity as chroma_similarity
 from .music import f0_rmse as f0_rmse
 from .music import onset_f1 as onset_f1
 from .music import voicing_error as voicing_error
+from .scores import Scores as Scores
+from .scoring import evaluate as evaluate
 from .signals import log_spectral_distance as log_spectral_distance
 from .signals import loudness_error as loudness_error
 from .signals import mae as mae

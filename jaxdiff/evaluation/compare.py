@@ -16,15 +16,9 @@ import numpy as np
 import scipy.stats
 from numpy.typing import ArrayLike
 
+from .interval import Interval
+
 Method = Literal["percentile", "bca"]
-
-
-class Interval(NamedTuple):
-    """An estimate and the two ends of its confidence interval. What cannot be told from the data is NaN."""
-
-    estimate: float
-    low: float
-    high: float
 
 
 class Comparison(NamedTuple):

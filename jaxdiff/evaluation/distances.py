@@ -18,6 +18,8 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy.spatial.distance import pdist
 
+from .interval import Interval
+
 Kernel = Literal["polynomial", "gaussian"]
 KERNEL_ROWS = 1024  # of a kernel matrix that are computed at once
 MEDIAN_SOUNDS = 2000  # between which, at most, the median distance is sought
@@ -37,18 +39,6 @@ class Extrapolation(NamedTuple):
     residual: float
     sizes: Int[np.ndarray, " points"]
     distances: Float[np.ndarray, " points"]
-
-
-class Interval(NamedTuple):
-    """A distance as measured, the limits of the interval of the true one, and the distance less its bias.
-
-    Where few sounds make the measured distance too large it may lie above the interval.
-    """
-
-    value: float
-    low: float
-    high: float
-    corrected: float
 
 
 class KernelDistance(NamedTuple):
@@ -157,10 +147,10 @@ def bootstrap_interval(
 
     Both sets are drawn again with replacement `resamples` times. Drawing again adds to a distance what drawing once
     added, so percentiles of the new distances would lie too high. Their mean tells that bias and their standard
-    deviation the error: the interval is the normal one around `corrected`, the distance less the bias (Davison &
-    Hinkley 1997, chapter 5). Limits below zero become zero, as no true distance is negative. The rate holds where a set
-    has several times more sounds than dimensions; with fewer, a part of the bias stays and the interval misses too
-    often.
+    deviation the error: the interval is the normal one around the distance less the bias (Davison & Hinkley 1997,
+    chapter 5), so where few sounds make the measured distance too large, that may lie above its interval. Limits below
+    zero become zero, as no true distance is negative. The rate holds where a set has several times more sounds than
+    dimensions; with fewer, a part of the bias stays and the interval misses too often.
 
     Raises ValueError for sets that `frechet_distance` refuses, for a level that is not between 0 and 1 and for fewer
     than 20 resamples.
@@ -168,14 +158,14 @@ def bootstrap_interval(
     a, b = _checked(a, b, 2, "an interval")
     if not 0 < level < 1 or resamples < 20:
         raise ValueError(f"an interval needs a level between 0 and 1 and 20 resamples, got {level} and {resamples}")
-    value = float(distance(a, b))
+    measured = float(distance(a, b))
     rng = np.random.default_rng(seed)
     again = np.empty(resamples)
     for i in range(resamples):
         again[i] = distance(a[rng.integers(len(a), size=len(a))], b[rng.integers(len(b), size=len(b))])
-    corrected = float(2 * value - again.mean())
+    corrected = float(2 * measured - again.mean())
     half = NormalDist().inv_cdf((1 + level) / 2) * float(again.std(ddof=1))
-    return Interval(value, max(corrected - half, 0.0), max(corrected + half, 0.0), corrected)
+    return Interval(measured, max(corrected - half, 0.0), max(corrected + half, 0.0))
 
 
 def kernel_distance(

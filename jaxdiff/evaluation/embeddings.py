@@ -20,7 +20,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from jaxdiff.features import melspectrogram, power_to_db
 
@@ -31,6 +31,7 @@ EMBEDDING_RATE = 16_000  # Hz, of all embeddings
 
 # These numbers are fixed by the configuration and the extractor of musicnn.
 TAG_FRAMES = 187  # of a window: 3 s
+TAG_HOP = 256
 TAG_MELS = 96
 TAG_BATCH = 8  # windows that are computed at once
 BATCH_NORM_EPSILON = 1e-3  # the default of TensorFlow's layer
@@ -48,16 +49,21 @@ MusicnnName = Literal["MTT_vgg", "MTT_musicnn", "MSD_vgg", "MSD_musicnn"]
 
 @functools.partial(jax.jit, static_argnames="sr")
 def log_mel_statistics(
-    y: Float[Array | np.ndarray, "batch samples"], sr: int = EMBEDDING_RATE
+    y: Float[Array | np.ndarray, "batch samples"],
+    sr: int = EMBEDDING_RATE,
+    lengths: Int[Array | np.ndarray, " batch"] | None = None,
 ) -> Float[Array, "batch 64"]:
     """The mean and the standard deviation over time of 32 log-mel bands, in dB.
 
-    The bands are power in triangles (n_fft 1024, hop 256) relative to a full-scale sine, floored at -60 dB.
+    The bands are power in triangles (n_fft 1024, hop 256) relative to a full-scale sine, floored at -60 dB. Where
+    `lengths` tell how many samples of each row are sound, zeros must follow them; they count for nothing.
     """
-    S = melspectrogram(jnp.asarray(y), sr=sr, n_fft=1024, hop_length=256, n_mels=32, norm=None)
+    y = jnp.asarray(y)
+    S = melspectrogram(y, sr=sr, n_fft=1024, hop_length=256, n_mels=32, norm=None)
     S = S / 256**2  # a full-scale sine is 1
     db = power_to_db(S, amin=1e-6, top_db=None)
-    return jnp.concatenate([db.mean(-1), db.std(-1)], axis=-1)
+    frames = None if lengths is None else jnp.arange(db.shape[-1]) <= jnp.asarray(lengths)[:, None, None] // 256
+    return jnp.concatenate([db.mean(-1, where=frames), db.std(-1, where=frames)], axis=-1)
 
 
 def _sounds(y: Any) -> Float[Array, "batch samples"]:
@@ -124,7 +130,11 @@ class Musicnn:
 
     def __call__(self, y: Float[Array | np.ndarray, "batch samples"]) -> Tagged:
         """The windows follow one another without overlap; a sound of less than 3 s is repeated."""
-        windows = _tag_windows(_sounds(y), self.level)
+        y = _sounds(y)
+        if self.level is None:  # what follows the last window changes nothing, and fewer lengths are fewer programs
+            count = (1 + y.shape[1] // TAG_HOP) // TAG_FRAMES
+            y = y[:, : count * TAG_FRAMES * TAG_HOP or None]
+        windows = _tag_windows(y, self.level)
         flat = windows.reshape(-1, *windows.shape[2:])
         outs = _in_batches(functools.partial(self._network, self._weights), flat, TAG_BATCH)
         return Tagged(*(out.reshape(*windows.shape[:2], -1) for out in outs))
@@ -158,7 +168,7 @@ def _tag_windows(y: Float[Array, "batch samples"], level: float | None) -> Float
     if level is not None:
         rms = jnp.sqrt(jnp.square(y).mean(-1, keepdims=True))
         y = jnp.where(rms > 0, y * (10 ** (level / 20) / jnp.maximum(rms, 1e-30)), y)
-    S = melspectrogram(y, sr=EMBEDDING_RATE, n_fft=512, hop_length=256, n_mels=TAG_MELS).swapaxes(1, 2)
+    S = melspectrogram(y, sr=EMBEDDING_RATE, n_fft=512, hop_length=TAG_HOP, n_mels=TAG_MELS).swapaxes(1, 2)
     frames = jnp.log10(1 + 10_000 * S)
     frames = jnp.tile(frames, (1, -(-TAG_FRAMES // frames.shape[1]), 1))
     count = max(1, S.shape[1] // TAG_FRAMES)
@@ -281,18 +291,24 @@ def _network_of_openwakeword() -> Openwakeword:
 
 
 class Embedding(NamedTuple):
-    """How sounds are embedded: `function` takes sounds [batch, samples] at `rate` (Hz) to [batch, dimension]."""
+    """How sounds are embedded: `function` takes sounds [batch, samples] at `rate` (Hz) to [batch, dimension].
+
+    `package` is what it needs beside jaxdiff. With `takes_lengths` the function also takes `lengths`, the samples of
+    each row that are sound and not the zeros that follow.
+    """
 
     rate: int
     dimension: int
-    function: Callable[[Float[Array | np.ndarray, "batch samples"]], Float[Array, "batch d"]]
+    function: Callable[..., Float[Array, "batch d"]]
+    package: str = ""
+    takes_lengths: bool = False
 
 
 EMBEDDINGS: dict[str, Embedding] = {
-    "log_mel": Embedding(EMBEDDING_RATE, 64, log_mel_statistics),
-    "mtt_vgg": Embedding(EMBEDDING_RATE, 256, functools.partial(musicnn_embedding, name="MTT_vgg")),
-    "mtt_musicnn": Embedding(EMBEDDING_RATE, 200, functools.partial(musicnn_embedding, name="MTT_musicnn")),
-    "msd_vgg": Embedding(EMBEDDING_RATE, 256, functools.partial(musicnn_embedding, name="MSD_vgg")),
-    "msd_musicnn": Embedding(EMBEDDING_RATE, 200, functools.partial(musicnn_embedding, name="MSD_musicnn")),
-    "openwakeword": Embedding(EMBEDDING_RATE, 96, speech_embedding),
+    "log_mel": Embedding(EMBEDDING_RATE, 64, log_mel_statistics, takes_lengths=True),
+    "mtt_vgg": Embedding(EMBEDDING_RATE, 256, functools.partial(musicnn_embedding, name="MTT_vgg"), "musicnn"),
+    "mtt_musicnn": Embedding(EMBEDDING_RATE, 200, functools.partial(musicnn_embedding, name="MTT_musicnn"), "musicnn"),
+    "msd_vgg": Embedding(EMBEDDING_RATE, 256, functools.partial(musicnn_embedding, name="MSD_vgg"), "musicnn"),
+    "msd_musicnn": Embedding(EMBEDDING_RATE, 200, functools.partial(musicnn_embedding, name="MSD_musicnn"), "musicnn"),
+    "openwakeword": Embedding(EMBEDDING_RATE, 96, speech_embedding, "openwakeword"),
 }

@@ -13,6 +13,11 @@ item. Every measure is finite for finite sounds, and NaN where a sample is not f
 3. A level has a floor and a ratio two limits, both stated by the measure. The gradient beyond them is 0.
 4. A sound that is shorter than a frame is followed by silence, so one sample is a sound too.
 
+Sounds of many lengths are measured by one program: rows are filled up with anything, and `lengths` `[..., 2]` tell how
+many samples of the reference and of the estimate are sound. The value is that of the sounds alone, both cut to the
+smaller of their lengths, or each to its own by `mel_cepstral_distortion_dtw`. A length beyond the row is that of the
+row, and a length of 0 is one sample of silence.
+
 A sound counts as silent where all samples are 0 (below 1e-30). What a common gain, the gain of one sound, its sign or
 an offset changes is said by each measure.
 """
@@ -24,23 +29,31 @@ from typing import NamedTuple
 from jaxtyping import Array, Float
 
 from . import music, signals, speech
+from .signals import Lengths
 
 
 class Measure(NamedTuple):
-    """A measure as the command knows it. It is a function of (reference, estimate, sampling rate in Hz)."""
+    """A measure as the command knows it. It is a function of (reference, estimate, sampling rate in Hz, lengths), of
+    which the lengths may be left out; the rate is static under `jax.jit`."""
 
-    function: Callable[[Float[Array, "... samples"], Float[Array, "... samples"], float], Float[Array, "..."]]
+    function: Callable[..., Float[Array, "..."]]
     unit: str  # empty where it is a share, a correlation or a number relative to full scale
     higher_is_better: bool
     needs_reference: bool = True
 
 
-def _with_rate(function: Callable, unit: str, higher_is_better: bool) -> Measure:
-    return Measure(lambda reference, estimate, sr: function(reference, estimate, sr=sr), unit, higher_is_better)
+def _with_rate(measure: Callable, unit: str, higher_is_better: bool) -> Measure:
+    def function(reference: Array, estimate: Array, sr: float, lengths: Lengths = None) -> Array:
+        return measure(reference, estimate, lengths, sr=sr)
+
+    return Measure(function, unit, higher_is_better)
 
 
-def _without_rate(function: Callable, unit: str, higher_is_better: bool) -> Measure:
-    return Measure(lambda reference, estimate, sr: function(reference, estimate), unit, higher_is_better)
+def _without_rate(measure: Callable, unit: str, higher_is_better: bool) -> Measure:
+    def function(reference: Array, estimate: Array, sr: float, lengths: Lengths = None) -> Array:
+        return measure(reference, estimate, lengths)
+
+    return Measure(function, unit, higher_is_better)
 
 
 MEASURES: Mapping[str, Measure] = MappingProxyType(

@@ -4,11 +4,12 @@
     STOI, ESTOI = mean correlation of third-octave envelopes over segments of 384 ms
 
 Each function takes a reference and an estimate, `[..., samples]`, and gives one number for each item. What silence,
-equal and short sounds have is decided in `measures`.
+equal and short sounds have, and what `lengths` are, is decided in `measures`.
 """
 
 import functools
 import math
+from collections.abc import Iterable
 from fractions import Fraction
 
 import jax
@@ -17,12 +18,12 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxdiff.features import mfcc
-from jaxdiff.features.resample import polyphase
+from jaxdiff.features.resample import polyphase, resampled_length
 from jaxdiff.features.spectral import power_of_two, safe_power
 from jaxdiff.features.transform import transform
 from jaxdiff.features.windows import frame, overlap_add
 
-from .signals import at_least, each_pair, log_mel, masked_mean
+from .signals import Count, Lengths, at_least, each_pair, first, log_mel, masked_mean, mean_of_first
 
 _STOI_RATE = 10_000
 _STOI_FRAME, _STOI_HOP, _STOI_FFT = 256, 128, 512
@@ -34,6 +35,7 @@ _STOI_WINDOW = np.hanning(_STOI_FRAME + 2)[1:-1]
 def mel_cepstral_distortion(
     reference: Float[Array, "... samples"],
     estimate: Float[Array, "... samples"],
+    lengths: Lengths = None,
     *,
     sr: float,
     n_fft: int | None = None,
@@ -54,17 +56,20 @@ def mel_cepstral_distortion(
     True
     """
 
-    def pair(reference: Array, estimate: Array) -> Array:
-        ours, theirs = (_cepstra(y, sr, n_fft, n_mels, n_mfcc, floor) for y in (reference, estimate))
-        return _distortion(ours, theirs).mean()
+    def pair(reference: Array, estimate: Array, samples: Count) -> Array:
+        (ours, frames), (theirs, _) = (
+            _cepstra(y, samples, sr, n_fft, n_mels, n_mfcc, floor) for y in (reference, estimate)
+        )
+        return mean_of_first(_distortion(ours, theirs), frames)
 
-    return each_pair(pair, reference, estimate)
+    return each_pair(pair, reference, estimate, lengths)
 
 
 @transform
 def mel_cepstral_distortion_dtw(
     reference: Float[Array, "... samples"],
     estimate: Float[Array, "... estimated"],
+    lengths: Lengths = None,
     *,
     sr: float,
     n_fft: int | None = None,
@@ -76,65 +81,89 @@ def mel_cepstral_distortion_dtw(
 
     Of all paths from the first pair of frames to the last, with steps of one frame in either sound or in both, it takes
     that of the least sum and divides the sum by the number of pairs on the path (dynamic time warping, Sakoe & Chiba
-    1978, with steps of equal weight). Time and memory grow with the product of both numbers of frames. Otherwise it is
-    as `mel_cepstral_distortion`.
+    1978, with steps of equal weight). Time grows with the product of both numbers of frames, memory with their sum, or
+    for the gradient with the product. Otherwise it is as `mel_cepstral_distortion`.
 
     >>> y = jnp.sin(jnp.arange(4096.0) ** 2)
     >>> float(mel_cepstral_distortion_dtw(y, y, sr=16000))
     0.0
     """
 
-    def pair(reference: Array, estimate: Array) -> Array:
-        ours, theirs = (_cepstra(y, sr, n_fft, n_mels, n_mfcc, floor) for y in (reference, estimate))
-        return _least_mean(_distortion(ours[:, :, None], theirs[:, None, :]))
+    def pair(reference: Array, estimate: Array, *samples: Count) -> Array:
+        (ours, rows), (theirs, columns) = (
+            _cepstra(y, count, sr, n_fft, n_mels, n_mfcc, floor)
+            for y, count in zip((reference, estimate), samples, strict=True)
+        )
+        return _least_mean(ours, theirs, rows, columns)
 
-    return each_pair(pair, reference, estimate)
+    return each_pair(pair, reference, estimate, lengths, cut=False)
 
 
 def _cepstra(
-    y: Float[Array, " samples"], sr: float, n_fft: int | None, n_mels: int, n_mfcc: int, floor: float
-) -> Float[Array, "coefficients frames"]:
-    """The cosine series of log-mel powers in nepers, without the mean."""
-    orthonormal = mfcc(S=log_mel(y, sr, n_fft, n_mels, floor), n_mfcc=n_mfcc + 1)[1:]  # of decibels
-    return orthonormal * (np.log(10) / 10 / np.sqrt(2 * n_mels))
+    y: Float[Array, " samples"],
+    samples: Count,
+    sr: float,
+    n_fft: int | None,
+    n_mels: int,
+    n_mfcc: int,
+    floor: float,
+) -> tuple[Float[Array, "coefficients frames"], Count]:
+    """The cosine series of log-mel powers in nepers, without the mean, and how many frames `samples` have."""
+    S, frames = log_mel(y, samples, sr, n_fft, n_mels, floor)  # decibels
+    return mfcc(S=S, n_mfcc=n_mfcc + 1)[1:] * (np.log(10) / 10 / np.sqrt(2 * n_mels)), frames
 
 
-def _distortion(ours: Float[Array, "coefficients ..."], theirs: Float[Array, "coefficients ..."]) -> Array:
-    return 10 / np.log(10) * np.sqrt(2) * safe_power(((ours - theirs) ** 2).sum(0), 0.5)
+def _distortion(ours: Iterable[Float[Array, " frames"]], theirs: Iterable[Float[Array, " frames"]]) -> Array:
+    """The distortion in dB of frames at equal places, whose coefficients are added one by one: on CPU, an array of them
+    is summed without vector instructions."""
+    square = jnp.asarray(sum((a - b) ** 2 for a, b in zip(ours, theirs, strict=True)))
+    return 10 / np.log(10) * np.sqrt(2) * safe_power(square, 0.5)
 
 
-def _least_mean(distance: Float[Array, "rows columns"]) -> Float[Array, ""]:
-    """The least sum on a path through all distances, divided by the path's length.
+def _least_mean(
+    ours: Float[Array, "coefficients rows"],
+    theirs: Float[Array, "coefficients columns"],
+    last_row: Count,
+    last_column: Count,
+) -> Float[Array, ""]:
+    """The least sum of distances on a path from the first pair of frames to the last, divided by the path's length.
 
-    The scan goes over anti-diagonals, whose cells only need the two before. On them row i of the distances is moved
-    right by i columns.
+    The scan goes over anti-diagonals, whose cells only need the two before. Read backwards, the columns slide along the
+    rows, and those that stand beside them make a diagonal; cells after the last pair are worked out and not read.
     """
-    rows, columns = distance.shape
-    width = rows + columns - 1
-    moved = jnp.pad(distance, ((0, 0), (0, rows)), constant_values=jnp.inf).reshape(-1)[: rows * width]
-    diagonals = moved.reshape(rows, width).T
-    nowhere = jnp.full_like(diagonals[0], jnp.inf), jnp.zeros_like(diagonals[0])
+    rows, columns = ours.shape[-1], theirs.shape[-1]
+    passing = [jnp.pad(x, rows - 1) for x in (jnp.ones(columns), *theirs[:, ::-1])]
+
+    def distances(start: Array) -> Array:
+        present, *beside = (jax.lax.dynamic_slice_in_dim(x, start, rows) for x in passing)
+        return jnp.where(present > 0, _distortion(ours, beside), jnp.inf)
 
     def from_row_before(cell: tuple[Array, Array]) -> tuple[Array, Array]:
         total, length = cell
         return jnp.pad(total[:-1], (1, 0), constant_values=jnp.inf), jnp.pad(length[:-1], (1, 0))
 
-    def step(cells, here: Array):
+    def step(cells, start: Array):
         before, last = cells
         total, length = from_row_before(before)
         for other_total, other_length in (from_row_before(last), last):
             nearer = other_total < total
             total, length = jnp.where(nearer, other_total, total), jnp.where(nearer, other_length, length)
-        return (last, (total + here, length + 1)), None
+        cell = total + distances(start), length + 1
+        return (last, cell), tuple(x[last_row - 1] for x in cell)
 
-    first = diagonals[0], jnp.ones_like(diagonals[0])
-    (_, (total, length)), _ = jax.lax.scan(step, (nowhere, first), diagonals[1:])
-    return total[-1] / length[-1]
+    starts = jnp.arange(rows + columns - 1)[::-1]
+    corner = distances(starts[0])
+    nowhere, begin = (jnp.full_like(corner, jnp.inf), jnp.zeros_like(corner)), (corner, jnp.ones_like(corner))
+    _, ends = jax.lax.scan(jax.checkpoint(step), (nowhere, begin), starts[1:])
+    total, length = (
+        jnp.concatenate([x[:1], later])[last_row + last_column - 2] for x, later in zip(begin, ends, strict=True)
+    )
+    return total / length
 
 
 @transform
 def stoi(
-    reference: Float[Array, "... samples"], estimate: Float[Array, "... samples"], *, sr: float
+    reference: Float[Array, "... samples"], estimate: Float[Array, "... samples"], lengths: Lengths = None, *, sr: float
 ) -> Float[Array, "..."]:
     """The short-time objective intelligibility, about 0 (none) to 1 (Taal et al. 2011).
 
@@ -157,12 +186,12 @@ def stoi(
         y = y * safe_power(energy / jnp.where(own > 0, own, 1), 0.5)
         return _correlation(x, jnp.minimum(y, x * (1 + 10 ** (15 / 20))), axis=-2).mean(-1)
 
-    return _intelligibility(segments, reference, estimate, sr)
+    return _intelligibility(segments, reference, estimate, lengths, sr)
 
 
 @transform
 def estoi(
-    reference: Float[Array, "... samples"], estimate: Float[Array, "... samples"], *, sr: float
+    reference: Float[Array, "... samples"], estimate: Float[Array, "... samples"], lengths: Lengths = None, *, sr: float
 ) -> Float[Array, "..."]:
     """The extended short-time objective intelligibility, about 0 (none) to 1, which also follows noise that fluctuates
     (Jensen & Taal 2016).
@@ -179,10 +208,10 @@ def estoi(
     def segments(x: Array, y: Array) -> Array:
         return _correlation(_unit(x, -2)[0], _unit(y, -2)[0], axis=-1).mean(-1)
 
-    return _intelligibility(segments, reference, estimate, sr)
+    return _intelligibility(segments, reference, estimate, lengths, sr)
 
 
-def _intelligibility(segments, reference: Array, estimate: Array, sr: float) -> Array:
+def _intelligibility(segments, reference: Array, estimate: Array, lengths: Lengths, sr: float) -> Array:
     """The mean of `segments`, a function of the envelopes `[segments, frames, bands]` of both sounds."""
     bands = _third_octaves()
 
@@ -194,29 +223,32 @@ def _intelligibility(segments, reference: Array, estimate: Array, sr: float) -> 
         envelope = jnp.pad(envelope, ((0, max(0, _STOI_SEGMENT - len(envelope))), (0, 0)))
         return envelope[np.arange(len(envelope) - _STOI_SEGMENT + 1)[:, None] + np.arange(_STOI_SEGMENT)]
 
-    def pair(reference: Array, estimate: Array) -> Array:
+    ratio = Fraction(_STOI_RATE) / Fraction(sr)
+
+    def pair(reference: Array, estimate: Array, samples: Count) -> Array:
         equal = (reference == estimate).all()
         waves = (y / power_of_two(y, -1) for y in (reference, estimate))
-        waves = (at_least(_at_stoi_rate(y, sr), _STOI_FRAME + 1) for y in waves)
+        samples = resampled_length(samples, ratio.numerator, ratio.denominator)
+        waves = (at_least(_at_stoi_rate(y, ratio), _STOI_FRAME + 1) for y in waves)
         # Like the authors' program, this takes the frames that end before the last sample.
         ours, theirs = (frame(y[:-1], _STOI_FRAME, _STOI_HOP, _STOI_WINDOW) for y in waves)
         energy = (ours**2).sum(-1)
-        kept = energy > energy.max() * 1e-4
+        frames = 1 + jnp.maximum(samples - 1 - _STOI_FRAME, 0) // _STOI_HOP
+        kept = first(energy, frames) > energy.max() * 1e-4
         order = jnp.argsort(~kept, stable=True)
         x, y = (envelopes(jnp.where(kept[order, None], frames[order], 0)) for frames in (ours, theirs))
         whole = jnp.arange(len(x)) + _STOI_SEGMENT < kept.sum()  # the last of the joined frames is left out again
         return jnp.where(whole.any() & ~equal, masked_mean(segments(x, y), whole), equal.astype(x.dtype))
 
-    return each_pair(pair, reference, estimate)
+    return each_pair(pair, reference, estimate, lengths)
 
 
-def _at_stoi_rate(y: Float[Array, " samples"], sr: float) -> Float[Array, " resampled"]:
+def _at_stoi_rate(y: Float[Array, " samples"], ratio: Fraction) -> Float[Array, " resampled"]:
     """`y` at 10 kHz through the filter that the reference programs use.
 
     They leave the filter to `resample` of Matlab or Octave, which is 6 dB down at the lower Nyquist frequency and 60 dB
-    a twentieth above it. A steeper one changes which hissing frames count as silent, and STOI by up to 0.03.
+    a twentieth above it. A steeper one changes which hissing frames count as silent, and ESTOI by up to 0.03.
     """
-    ratio = Fraction(_STOI_RATE) / Fraction(sr)
     if ratio == 1:
         return y
     up, down = ratio.numerator, ratio.denominator

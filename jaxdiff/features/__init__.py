@@ -1,5 +1,6 @@
 """Sound to numbers and back: pure `jax.numpy` transforms with librosa's names, defaults and orientation."""
 
+from .augment import AUGMENTATIONS as AUGMENTATIONS
 from .augment import Augmentation as Augmentation
 from .augment import Mixed as Mixed
 from .augment import add_noise as add_noise

@@ -109,14 +109,16 @@ def check_array(function: str, name: str, value: Any, kind: Any) -> None:
 @functools.lru_cache(maxsize=4096)
 def _check_form(function: str, name: str, kind: Any, dtype: Any, shape: tuple[int, ...]) -> None:
     axes, own = kind.dim_str.split(), _own_axes(kind)
-    accepted = [dtype for dtype in ("float32", "float64", "complex64", "complex128") if dtype in kind.dtypes]
+    known = ("float32", "float64", "complex64", "complex128", "int32", "int64")
+    accepted = [dtype for dtype in known if dtype in kind.dtypes]
     if str(dtype) not in accepted:
         wave = own == ["samples"]
         expected = ("floating point in [-1, 1], " if wave else "") + " or ".join(accepted)
         advice = "divide by full scale" if wave else "convert it"
         raise TypeError(f"{function}: {name} must be {expected}, got {dtype}; {advice} first")
     fixed = len([axis for axis in axes if axis != "..." and axis[0] != "*"])
-    if len(shape) < fixed or len(shape) > fixed == len(axes):
+    fits = all(size == int(axis) for axis, size in zip(own[::-1], shape[::-1], strict=False) if axis.isdigit())
+    if len(shape) < fixed or len(shape) > fixed == len(axes) or not fits:
         raise ValueError(f"{function}: {name} must have the axes [{' '.join(axes)}], got the shape {shape}")
     empty = [axis for axis, size in zip(own[::-1], shape[::-1], strict=False) if size == 0]
     if empty:
@@ -130,7 +132,7 @@ def check_together(function: str, arrays: dict[str, tuple[Any, Any]]) -> None:
         own, shape = _own_axes(kind), np.shape(value)
         for axis, length in zip(own, shape[len(shape) - len(own) :], strict=True):
             if lengths.setdefault(axis, length) != length:
-                names = " and ".join(arrays)
+                names = " and ".join(name for name, (kind, _) in arrays.items() if axis in _own_axes(kind))
                 raise ValueError(f"{function}: {names} must have equally many {axis}, got {lengths[axis]} and {length}")
         leads.append(shape[: len(shape) - len(own)] if kind.dim_str.startswith("...") else ())
     try:

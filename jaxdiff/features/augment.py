@@ -396,3 +396,19 @@ def mix_up(y: Float[Array, "batch ..."], *, alpha: float = 0.4, key: PRNGKeyArra
     weight = jax.vmap(lambda key: jax.random.beta(key, alpha, alpha, dtype=y.dtype))(keys)
     share = weight.reshape(-1, *[1] * (y.ndim - 1))
     return Mixed(share * y + (1 - share) * y[partner], partner, weight)
+
+
+# what a configuration can name: changes of waveforms that a few numbers describe
+AUGMENTATIONS: dict[str, Callable[..., Augmentation]] = {
+    "gain": gain,
+    "polarity_inversion": polarity_inversion,
+    "shift": shift,
+    "colored_noise": colored_noise,
+    "reverberation": reverberation,
+    "low_pass": low_pass,
+    "high_pass": high_pass,
+    "equalizer": equalizer,
+    "clipping": clipping,
+    "bit_crush": bit_crush,
+    "speed": speed,
+}

@@ -11,12 +11,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from .mel import melspectrogram
-from .spectral import magnitude_power, stft
+from .spectral import count_frames, magnitude_power, stft
 from .transform import transform
 
+RESOLUTIONS = ((1024, 120, 600), (2048, 240, 1200), (512, 50, 240))  # n_fft, hop_length, win_length
 _POWER_FLOOR = 1e-7  # of a bin, the -70 dB of a sine of unit amplitude that the public vocoders use
 
 
@@ -25,7 +26,7 @@ def multi_resolution_stft_loss(
     y: Float[Array, "... samples"],
     target: Float[Array, "... samples"],
     *,
-    resolutions: tuple[tuple[int, int, int], ...] = ((1024, 120, 600), (2048, 240, 1200), (512, 50, 240)),
+    resolutions: tuple[tuple[int, int, int], ...] = RESOLUTIONS,
 ) -> Float[Array, "..."]:
     """Spectral convergence plus log-magnitude distance, averaged over STFTs (Yamamoto et al. 2020, eq. 3-6).
 
@@ -35,14 +36,30 @@ def multi_resolution_stft_loss(
     >>> float(multi_resolution_stft_loss(y, y)) < 1e-6 < float(multi_resolution_stft_loss(0.5 * y, y))
     True
     """
+    return mean_stft_distance(y, target, None, resolutions)
+
+
+def mean_stft_distance(
+    y: Float[Array, "... samples"],
+    target: Float[Array, "... samples"],
+    samples: Int[Array, ""] | int | None = None,
+    resolutions: tuple[tuple[int, int, int], ...] = RESOLUTIONS,
+) -> Float[Array, "..."]:
+    """`multi_resolution_stft_loss` of the first `samples` of waveforms that are silent after them; None: of all."""
+    samples = y.shape[-1] if samples is None else samples
 
     def distance(n_fft: int, hop_length: int, win_length: int) -> Array:
         options: dict[str, Any] = dict(n_fft=n_fft, hop_length=hop_length, win_length=win_length)
         Y, X = (jnp.maximum(magnitude_power(stft(wave, **options), 2), _POWER_FLOOR) for wave in (y, target))
-        difference = ((jnp.sqrt(X) - jnp.sqrt(Y)) ** 2).sum((-2, -1))
+        frames = count_frames(samples, n_fft, hop_length)
+
+        def total(values: Array) -> Array:
+            return jnp.where(jnp.arange(values.shape[-1]) < frames, values, 0).sum((-2, -1))
+
+        difference = total((jnp.sqrt(X) - jnp.sqrt(Y)) ** 2)
         same = difference == 0  # where the square root has no gradient
-        convergence = jnp.where(same, 0, jnp.sqrt(jnp.where(same, 1, difference) / X.sum((-2, -1))))
-        return convergence + 0.5 * jnp.abs(jnp.log(X) - jnp.log(Y)).mean((-2, -1))
+        convergence = jnp.where(same, 0, jnp.sqrt(jnp.where(same, 1, difference) / total(X)))
+        return convergence + 0.5 * total(jnp.abs(jnp.log(X) - jnp.log(Y))) / (X.shape[-2] * frames)
 
     return jnp.asarray(sum(distance(*resolution) for resolution in resolutions)) / len(resolutions)
 

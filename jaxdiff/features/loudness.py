@@ -85,8 +85,7 @@ def integrated_loudness(
     >>> f"{integrated_loudness(y, sr=48000):.2f}"
     '-23.01'
     """
-    power = _block_power(y, 4, sr, channels_axis, channel_weights)
-    return _loudness(_mean(power, _gated(power, 10.0)), _GATE)
+    return gated_loudness(block_power(y, 4, sr, channels_axis, channel_weights))
 
 
 @transform
@@ -102,7 +101,7 @@ def momentary_loudness(
     >>> momentary_loudness(jnp.ones(16000), sr=16000).shape
     (7,)
     """
-    return _loudness(_block_power(y, 4, sr, channels_axis, channel_weights), _FLOOR)
+    return _loudness(block_power(y, 4, sr, channels_axis, channel_weights), _FLOOR)
 
 
 @transform
@@ -118,7 +117,7 @@ def short_term_loudness(
     >>> short_term_loudness(jnp.ones(16000 * 4), sr=16000).shape
     (11,)
     """
-    return _loudness(_block_power(y, 30, sr, channels_axis, channel_weights), _FLOOR)
+    return _loudness(block_power(y, 30, sr, channels_axis, channel_weights), _FLOOR)
 
 
 @transform
@@ -136,7 +135,7 @@ def loudness_range(
     >>> f"{loudness_range(jnp.sin(jnp.arange(16000 * 4) / 3), sr=16000):.1f}"
     '0.0'
     """
-    power = _block_power(y, 30, sr, channels_axis, channel_weights)
+    power = block_power(y, 30, sr, channels_axis, channel_weights)
     mask = _gated(power, 20.0)
     levels = jnp.sort(jnp.where(mask, _loudness(power, _FLOOR), jnp.inf), axis=-1)
     count = mask.sum(-1, keepdims=True)
@@ -209,8 +208,12 @@ def _channels(y: Array, channels_axis: int | None) -> Float[Array, "... channels
     return jnp.moveaxis(y, channels_axis, -2)
 
 
-def _block_power(
-    y: Array, segments: int, sr: float, channels_axis: int | None, channel_weights: tuple[float, ...] | None
+def block_power(
+    y: Array,
+    segments: int,
+    sr: float,
+    channels_axis: int | None = None,
+    channel_weights: tuple[float, ...] | None = None,
 ) -> Float[Array, "... blocks"]:
     """The weighted sum of the channels' K-weighted mean squares in blocks of `segments` x 100 ms, one every 100 ms."""
     sections = k_sections(sr)
@@ -233,6 +236,11 @@ def _block_power(
     power = jnp.einsum("...cn,c->...n", each_item(item, y), jnp.asarray(weights, y.dtype), precision="highest")
     blocks = count - segments + 1
     return jnp.asarray(sum(power[..., k : k + blocks] for k in range(segments))) / segments
+
+
+def gated_loudness(power: Float[Array, "... blocks"]) -> Float[Array, "..."]:
+    """The integrated loudness of blocks of 400 ms, of which those without power do not count."""
+    return _loudness(_mean(power, _gated(power, 10.0)), _GATE)
 
 
 def _gated(power: Float[Array, "... blocks"], below: float) -> Bool[Array, "... blocks"]:

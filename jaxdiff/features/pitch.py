@@ -13,11 +13,12 @@ path that is taken.
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from .spectral import cut_frames, power_of_two
 from .transform import each_item, transform
@@ -125,6 +126,38 @@ def pyin(
     (True, True)
     """
     hop_length = frame_length // 4 if hop_length is None else hop_length
+    options: dict[str, Any] = dict(sr=sr, fmin=fmin, fmax=fmax, frame_length=frame_length, hop_length=hop_length)
+    options |= dict(n_thresholds=n_thresholds, beta_parameters=beta_parameters, no_trough_prob=no_trough_prob)
+    options |= dict(boltzmann_parameter=boltzmann_parameter, resolution=resolution, switch_prob=switch_prob)
+    options |= dict(max_transition_rate=max_transition_rate, center=center, pad_mode=pad_mode)
+
+    def one(y: Array) -> tuple[Array, Array, Array]:
+        f0, flag, probability = track_pitch(y, None, **options)
+        return f0 if fill_na is None else jnp.where(flag, f0, fill_na), flag, probability
+
+    return each_item(one, y)
+
+
+def track_pitch(
+    y: Float[Array, " samples"],
+    count: Int[Array, ""] | int | None,
+    *,
+    fmin: float,
+    fmax: float,
+    sr: float,
+    frame_length: int,
+    hop_length: int,
+    n_thresholds: int,
+    beta_parameters: tuple[float, float],
+    boltzmann_parameter: float,
+    resolution: float,
+    max_transition_rate: float,
+    switch_prob: float,
+    no_trough_prob: float,
+    center: bool,
+    pad_mode: str,
+) -> tuple[Float[Array, " frames"], Bool[Array, " frames"], Float[Array, " frames"]]:
+    """`pyin` of one waveform, decoded from its first `count` frames; those after them keep the last pitch and flag."""
     shortest, longest = _periods(fmin, fmax, sr, frame_length)
     per_semitone = int(np.ceil(1 / resolution))
     bins = int(np.floor(12 * per_semitone * np.log2(fmax / fmin))) + 1
@@ -133,22 +166,16 @@ def pyin(
 
     weights = np.diff(scipy.stats.beta.cdf(np.linspace(0, 1, n_thresholds + 1), *beta_parameters))
     pitches = fmin * 2.0 ** (np.arange(bins) / (12 * per_semitone))
-
-    def one(y: Array) -> tuple[Array, Array, Array]:
-        d, offset, dip = _dips(cut_frames(y, frame_length, hop_length, center, pad_mode), shortest, longest)
-        share = _dip_probabilities(d, dip, weights, boltzmann_parameter, no_trough_prob)
-        candidates = sr / (shortest + jnp.arange(d.shape[-1]) + offset)
-        index = jnp.round(12 * per_semitone * jnp.log2(candidates / fmin)).astype(int)
-        rows = jnp.arange(len(d))[:, None]
-        index = jnp.where(share > 0, jnp.maximum(index, 0), bins)  # what lies above the highest pitch is dropped
-        voiced = jnp.zeros((len(d), bins), d.dtype).at[rows, index].max(share, mode="drop")
-        probability = jnp.clip(voiced.sum(-1), 0, 1)
-        state = _viterbi(jax.lax.stop_gradient(voiced), jax.lax.stop_gradient(probability), reach, switch_prob)
-        flag = state < bins
-        f0 = jnp.asarray(pitches, d.dtype)[state % bins]
-        return f0 if fill_na is None else jnp.where(flag, f0, fill_na), flag, probability
-
-    return each_item(one, y)
+    d, offset, dip = _dips(cut_frames(y, frame_length, hop_length, center, pad_mode), shortest, longest)
+    share = _dip_probabilities(d, dip, weights, boltzmann_parameter, no_trough_prob)
+    candidates = sr / (shortest + jnp.arange(d.shape[-1]) + offset)
+    index = jnp.round(12 * per_semitone * jnp.log2(candidates / fmin)).astype(int)
+    rows = jnp.arange(len(d))[:, None]
+    index = jnp.where(share > 0, jnp.maximum(index, 0), bins)  # what lies above the highest pitch is dropped
+    voiced = jnp.zeros((len(d), bins), d.dtype).at[rows, index].max(share, mode="drop")
+    probability = jnp.clip(voiced.sum(-1), 0, 1)
+    state = _viterbi(jax.lax.stop_gradient(voiced), jax.lax.stop_gradient(probability), reach, switch_prob, count)
+    return jnp.asarray(pitches, d.dtype)[state % bins], state < bins, probability
 
 
 def _dip_probabilities(
@@ -190,9 +217,14 @@ def _log_transition(bins: int, reach: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _viterbi(
-    voiced: Float[Array, "frames bins"], probability: Float[Array, " frames"], reach: int, switch_prob: float
-) -> Array:
-    """The most likely path through 2 x `bins` states, voiced ones first.
+    voiced: Float[Array, "frames bins"],
+    probability: Float[Array, " frames"],
+    reach: int,
+    switch_prob: float,
+    count: Int[Array, ""] | int | None,
+) -> Int[Array, " frames"]:
+    """The most likely path through 2 x `bins` states, voiced ones first, over the first `count` frames (None: all),
+    which then stays where it is.
 
     Only the forward scores are stored; the state before a state is the best of its 2 (2 reach + 1) predecessors, looked
     up while walking back.
@@ -213,28 +245,33 @@ def _viterbi(
 
     weights = jnp.asarray(kernel, voiced.dtype)
 
-    def forward(score, seen):
-        wide = padded(score)
+    frames = len(voiced)
+    heard = jnp.arange(1, frames) < (frames if count is None else count)
+
+    def forward(last, at):
+        seen, heard = at
+        wide = padded(last)
         moved = lambda k: jax.lax.dynamic_slice_in_dim(wide, k, bins, axis=1) + weights[k]  # noqa: E731
         if len(kernel) <= 4 * MAX_COPIES:
             best = functools.reduce(jnp.maximum, [wide[:, k : k + bins] + float(kernel[k]) for k in range(len(kernel))])
         else:
             best = jax.lax.fori_loop(1, len(kernel), lambda k, best: jnp.maximum(best, moved(k)), moved(0))
         score = jnp.maximum(best + stay, best[::-1] + switch) + seen
-        return (score := score - score.max()), score
+        return (score := jnp.where(heard, score - score.max(), last)), score
 
     first = observed[0] - float(np.log(2 * bins))
-    _, scores = jax.lax.scan(forward, first - first.max(), observed[1:])
+    _, scores = jax.lax.scan(forward, first - first.max(), (observed[1:], heard))
     scores = jnp.concatenate([(first - first.max())[None], scores])
 
-    def back(state, score):
+    def back(state, at):
+        score, heard = at
         kind, pitch = state // bins, state % bins
         near = jax.lax.dynamic_slice(padded(score), (0, pitch), (2, 2 * reach + 1)) + weights
         near = near + jnp.where(jnp.arange(2) == kind, stay, switch)[:, None]
         best = jnp.argmax(near)
         before = (best // (2 * reach + 1)) * bins + pitch + best % (2 * reach + 1) - reach
-        return before, before
+        return (before := jnp.where(heard, before, state)), before
 
     last = jnp.argmax(scores[-1])
-    _, path = jax.lax.scan(back, last, scores[:-1], reverse=True)
+    _, path = jax.lax.scan(back, last, (scores[:-1], heard), reverse=True)
     return jnp.concatenate([path, last[None]])

@@ -16,7 +16,7 @@ from fractions import Fraction
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from .transform import each_item, transform
 from .windows import frame
@@ -108,9 +108,14 @@ def polyphase(
 ) -> Float[Array, " resampled"]:
     """One waveform at `up / down` times its rate, through the interpolator of `kaiser_lowpass`."""
     repeat = math.ceil(half / down)
-    length = -(-y.shape[-1] * up // down)
+    length = int(resampled_length(y.shape[-1], up, down))
     outputs = _by_blocks(y, _bank(up * repeat, down * repeat, half, cutoff, beta), down * repeat, up * repeat, length)
     return outputs.reshape(-1)[:length]
+
+
+def resampled_length(samples: Int[Array, ""] | int, up: int, down: int) -> Int[Array, ""] | int:
+    """How many samples `polyphase` makes of so many, `ceil(samples up / down)`."""
+    return samples // down * up - (-(samples % down) * up // down)  # no product leaves 32 bits
 
 
 def interpolate(y: Float[Array, " samples"], up: int, down: int) -> Float[Array, " resampled"]:

@@ -12,7 +12,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Complex, Float, Num
+from jaxtyping import Array, Complex, Float, Int, Num
 
 from .transform import each_item, transform
 from .windows import Window, cut_blocks, fft_window, frame, join_blocks, overlap_add, pad, squared_envelope
@@ -54,6 +54,11 @@ def center_frames(
             f"the waveform has {y.shape[-1]} samples, a frame needs {frame_length}; use center or shorter frames"
         )
     return y
+
+
+def count_frames(samples: Int[Array, ""] | int, frame_length: int, hop_length: int) -> Int[Array, ""] | int:
+    """How many frames of `cut_frames` a waveform of so many samples has with `center`."""
+    return 1 + (samples - frame_length % 2) // hop_length
 
 
 def _fourier_basis(n_fft: int, dtype) -> tuple[Array, Array]:

@@ -24,11 +24,12 @@ _Function = TypeVar("_Function", bound=Callable)
 def transform(function: _Function) -> _Function:
     """Compile `function` under `jax.jit`: positional arguments are arrays, keyword-only ones are hashable options.
 
-    A keyword named `key` is a random key, hence an array too. Of arrays whose default is None one must be given.
+    A keyword named `key` is a random key, hence an array too. An array whose default is None may be left out; where all
+    have that default, exactly one of them must be given.
     """
     name, parameters = function.__name__, inspect.signature(function).parameters
     arrays = [p.name for p in parameters.values() if p.kind is not p.KEYWORD_ONLY]
-    either = [array for array in arrays if parameters[array].default is None]
+    either = arrays if all(parameters[array].default is None for array in arrays) else []
     kinds = {array: array_kind(parameters[array].annotation) for array in arrays}
     compiled = jax.jit(function, static_argnames=[option for option in parameters if option not in (*arrays, "key")])
 
@@ -41,7 +42,8 @@ def transform(function: _Function) -> _Function:
         if either and sum(given.get(array) is not None for array in either) != 1:
             raise ValueError(f"{name}: give either {' or '.join(either)}")
         if not either and len(arrays) > 1:
-            check_together(name, {array: (kind, given[array]) for array, kind in kinds.items() if array in given})
+            there = [array for array in arrays if given.get(array) is not None]
+            check_together(name, {array: (kinds[array], given[array]) for array in there})
         return compiled(*values, **{option: plain(value) for option, value in options.items()})
 
     return call  # type: ignore[return-value]

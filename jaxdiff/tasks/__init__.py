@@ -5,6 +5,8 @@ from .damage import Damaged as Damaged
 from .damage import Guess as Guess
 from .enhance import Amount as Amount
 from .enhance import Enhance as Enhance
+from .foley import Cued as Cued
+from .foley import Foley as Foley
 from .generate import Generate as Generate
 from .instrument import Conversion as Conversion
 from .instrument import Instrument as Instrument
@@ -34,4 +36,5 @@ TASKS = {  # the names of `task.kind`
     "instrument": Instrument,
     "voice": Voice,
     "repair": Repair,
+    "foley": Foley,
 }

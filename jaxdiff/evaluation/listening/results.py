@@ -16,7 +16,8 @@ from typing import NamedTuple
 import numpy as np
 import scipy.stats
 
-from ..compare import Interval, holm
+from ..compare import holm
+from ..interval import Interval
 from .panel import LOW_ANCHOR, MID_ANCHOR, REFERENCE, Rating, Table, listener_of, tabulate
 
 BIMODAL = 5 / 9  # Sarle's coefficient of a uniform distribution
