@@ -1,6 +1,6 @@
 """Does a run survive what happens to runs? Faults are made for real, in processes of their own.
 
-    python benchmarks/faults.py [--rounds 5] [--seed 0]
+    python benchmarks/faults.py [--rounds 5] [--seed 0] [--only "kill -9 in a save"]
 
 A tiny run is trained undisturbed. Then, for each kind of fault and round, the same run in a new folder meets the fault
 at a random moment or place, is told to resume, and must end with the very weights and log of the undisturbed one, bit
@@ -108,6 +108,43 @@ def killed(workdir: Path, rng: random.Random, *options: str) -> None:
         process.communicate()
 
 
+def killed_in_a_save(workdir: Path, rng: random.Random, *options: str) -> None:
+    """kill -9 while a checkpoint is being written in the background, after each resume again."""
+    for _ in range(3):
+        process, there = start(workdir, *options), len(list(workdir.glob("checkpoints/*/manifest.json")))
+        wait(process, lambda: len(list(workdir.glob("checkpoints/*/manifest.json"))) > min(there, 1))  # noqa: B023
+        wait(process, saving(workdir))
+        time.sleep(rng.uniform(0, 0.1))
+        process.kill()
+        process.communicate()
+
+
+def terminated(workdir: Path, rng: random.Random, *options: str) -> None:
+    """SIGTERM at any moment after the first step."""
+    process = start(workdir, *options)
+    wait(process, lambda: (workdir / "log.jsonl").exists())
+    time.sleep(rng.uniform(0, 0.2))
+    process.terminate()
+    begun = time.monotonic()
+    said, _ = process.communicate(timeout=300)
+    if process.returncode == 0:  # it had ended before
+        return
+    if process.returncode != 143 or f"jaxdiff train --workdir {workdir.name}" not in said:
+        raise Fault(f"exit code {process.returncode}: {said[-200:]}")
+    if time.monotonic() - begun > 30 or int(load(workdir).step) != logged(workdir)[-1][0]:
+        raise Fault(f"{time.monotonic() - begun:.0f} s, step {load(workdir).step} of {logged(workdir)[-1][0]}")
+
+
+def supervised(workdir: Path, rng: random.Random, *options: str) -> None:
+    """kill -9 of the training that --restarts watches over."""
+    process = start(workdir, *options, "--restarts", "1")
+    wait(process, lambda: (workdir / "log.jsonl").exists())
+    time.sleep(rng.uniform(0, 0.2))
+    for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
+        os.kill(int(child), signal.SIGKILL)
+    expect(process, 0)
+
+
 def killed_in_the_first_save(workdir: Path, rng: random.Random, *options: str) -> None:
     process = start(workdir, *options)
     wait(process, saving(workdir))
@@ -156,7 +193,7 @@ def full_disk(workdir: Path, rng: random.Random) -> None:
         expect(start(workdir, file_size=rng.randrange(4_000, 12_000)), 1, "cannot be saved (File too large)")
         return
     mount(workdir, f"size={rng.randrange(1_000, 1_500)}k")
-    expect(start(workdir), 1, "cannot be saved (No space left on device)")
+    expect(start(workdir), 1, "(No space left on device)")  # refused, or so ended
     subprocess.run(["mount", "-o", "remount,size=64m", workdir], check=True)
 
 
@@ -204,7 +241,10 @@ def two_trainers(workdir: Path, rng: random.Random) -> None:
 
 KINDS = {
     "kill -9, twice": killed,
+    "kill -9 in a save": killed_in_a_save,
     "kill -9 in the first save": killed_in_the_first_save,
+    "kill -9 under --restarts": supervised,
+    "SIGTERM": terminated,
     "kill -9 with post-hoc averages": killed_with_averages,
     "flipped bit in a checkpoint": flipped_bit,
     "cut file in a checkpoint": cut_file,
@@ -236,6 +276,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Does a run survive what happens to runs?")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", choices=KINDS)
     args = parser.parse_args()
     table, failures = {}, []
     with tempfile.TemporaryDirectory() as name:
@@ -252,7 +293,7 @@ def main() -> None:
         for options in ((), POSTHOC):
             expect(start(folder / f"undisturbed{len(options)}", *options), 0)
             undisturbed[options] = result(folder / f"undisturbed{len(options)}", bool(options))
-        for kind in KINDS:
+        for kind in KINDS if args.only is None else [args.only]:
             options = POSTHOC if "averages" in kind else ()
             problems = []
             for i in range(args.rounds):

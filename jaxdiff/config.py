@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 import jax.numpy as jnp
+import optax
 import yaml
 from annotated_types import Interval
 
@@ -25,10 +26,22 @@ from jaxdiff import ranges
 from jaxdiff.data import Corpus, Crop, Further, open_corpus
 from jaxdiff.data.files import expand
 from jaxdiff.diffusion import BRIDGES, SCHEDULES, Bridge, Schedule
-from jaxdiff.features import REPRESENTATIONS, CompressedStft, Normalization, Normalized, Representation
+from jaxdiff.features import (
+    AUGMENTATIONS,
+    REPRESENTATIONS,
+    Augmentation,
+    CompressedStft,
+    Normalization,
+    Normalized,
+    Representation,
+    compose,
+    sometimes,
+)
 from jaxdiff.methods import METHODS, Diffusion, Method, Model, Sampling
 from jaxdiff.networks import NETWORKS, Network, from_nnx
 from jaxdiff.tasks import TASKS, Generate, Task
+from jaxdiff.training import Lora, learning_rates, make_optimizer, restricted
+from jaxdiff.training.optimizers import OptimizerName, RateName
 
 FORMAT = 2  # of a stored configuration; 1 is what jaxdiff 0.1 wrote before it said so
 
@@ -41,8 +54,10 @@ class ConfigError(ValueError):
 class Data:
     """Which sounds, and how they become crops."""
 
-    path: str = "orchestra"  # a folder of audio (first sub-folder = class), or the built-in "orchestra"
-    labels: str | None = None  # CSV with columns file,label instead of sub-folders
+    # a folder of audio (first sub-folder = class) or of shards, a manifest, or the built-in "orchestra"; {a: 3, b: 1}
+    # hears three crops of a for each one of b
+    path: str | Mapping[str, ranges.Positive] = "orchestra"
+    labels: str | None = None  # manifest, CSV or JSON lines of file, label, offset, seconds, instead of sub-folders
     drawn: Mapping[str, str] = field(default_factory=dict)  # folders of further sounds by name: noise, room ...
     paired: Mapping[str, str] = field(default_factory=dict)  # folders of partners, files of the same names: target ...
     notes: str | None = None  # folder of scores, MIDI files of the recordings' names
@@ -84,13 +99,38 @@ class Train:
     warmup: ranges.Index = 100
     weight_decay: ranges.Weight = 0.01
     b1: ranges.Decay = 0.9  # decay of the optimiser's first moment
+    optimizer: OptimizerName = "adamw"
+    schedule: RateName = "cosine"  # of the learning rate after its warm-up
+    decay_share: ranges.Share = 0.2  # of the steps, in which schedule wsd falls
     ema_decay: ranges.Decay = 0.999
     posthoc_ema: bool = False  # keep snapshots from which averages of any length can be made afterwards
     seed: ranges.Seed = 0
-    init: str | None = None  # a run or file whose averaged weights to begin with
+    init: str | None = None  # a run, file or shipped model whose averaged weights to begin with
+    init_partial: bool = False  # what does not fit of them begins anew
+    freeze: tuple[str, ...] = ()  # parameters that stay as they are, by patterns of their names: blocks/0/*
+    lora: Lora | None = None  # low-rank updates of matrices
+    accumulate: ranges.Count = 1  # parts of a batch that the network sees one after the other, where memory is short
+    fsdp: ranges.Count = 1  # devices that share one copy of the weights and of the optimiser's state
+    skips: ranges.Index = 10  # steps in a row without a finite loss and gradient, which change nothing, before the end
     log_every: ranges.Index = 20
     sample_every: ranges.Index = 1000
     save_every: ranges.Index = 1000
+    keep: ranges.Count = 2  # the last checkpoints, and ...
+    best: str | None = None  # ... the one at which this metric of the log was least, loss or validation
+    patience: ranges.Index = 0  # checkpoints in a row of which none was the best, before training ends
+    validation: str | None = None  # sounds that are not trained on, a folder as data.path, whose loss is logged ...
+    validate_every: ranges.Index = 1000  # ... at this interval
+
+    def __post_init__(self) -> None:
+        if self.patience and self.best is None:
+            raise ValueError(f"patience {self.patience}: waits for a better checkpoint; set best to a metric, as loss")
+        if self.optimizer == "schedule_free" and self.schedule != "constant":
+            raise ValueError(
+                f"optimizer schedule_free has averages in place of a decay, got schedule {self.schedule}; set schedule "
+                f"constant"
+            )
+        if self.init is None and (self.freeze or self.lora or self.init_partial):
+            raise ValueError("freeze, lora and init_partial are for weights of an older model; set init to one")
 
 
 class Options(NamedTuple):
@@ -100,11 +140,16 @@ class Options(NamedTuple):
     values: Mapping[str, Any]
 
 
+class Change(Options):
+    """A random change of crops by name, the options of its function, and its probability."""
+
+
 @dataclass(frozen=True, repr=False)
 class Config:
     """Everything a run is; stored in its checkpoints. It shows itself as its YAML."""
 
     data: Data = field(default_factory=Data)
+    augment: tuple[Change, ...] = ()  # random changes of crops in training, one after the other
     task: Task = field(default_factory=Generate)
     representation: Representation = field(default_factory=CompressedStft)
     normalize: Normalize = field(default_factory=Normalize)
@@ -118,13 +163,14 @@ class Config:
 
 
 # type of a field -> table of the parts that it may be, and the name that stands for none given
-TABLES: dict[Any, tuple[Mapping[str, type], str]] = {
+TABLES: dict[Any, tuple[Mapping[str, Any], str]] = {
     Task: (TASKS, "generate"),
     Representation: (REPRESENTATIONS, "compressed_stft"),
     Options: (NETWORKS, "convnext"),
     Method: (METHODS, "diffusion"),
     Schedule: (SCHEDULES, "rectified_flow"),
     Bridge: (BRIDGES, "ve"),
+    Change: (AUGMENTATIONS, "gain"),
 }
 # fields that a user does not choose: a corpus, the sample rate or the other parts supply them
 _SUPPLIED = {
@@ -132,6 +178,7 @@ _SUPPLIED = {
     Representation: {"sample_rate"},
     Options: {"condition_features", "condition_hop", "num_classes", "self_conditioning", "second_time", "zero_output",
               "input_classes", "token_features", "rngs"},
+    Change: {"sr"},
 }  # fmt: skip
 
 
@@ -189,6 +236,7 @@ def from_dict(tree: Mapping[str, Any]) -> Config:
     for older in range(stored, FORMAT):
         tree = UPGRADES[older](tree)
     config = _make(Config, tree, "")
+    augmentation(config)
     at_rate = dataclasses.replace(config.representation, sample_rate=config.data.sample_rate)
     return dataclasses.replace(config, representation=at_rate)
 
@@ -200,16 +248,21 @@ class Key(NamedTuple):
     default: Any
 
 
-def schema(part: type, family: Any = None) -> dict[str, Key]:
-    """The keys of a part: the parameters of its constructor, but for those that are supplied by others."""
-    hints = typing.get_type_hints(part if dataclasses.is_dataclass(part) else part.__init__, include_extras=True)
-    parameters = list(inspect.signature(part.__init__).parameters.values())
-    parameters = parameters[2:] if family is Options else parameters[1:]  # self, and a network's channels
-    chosen = [p for p in parameters if p.name not in _SUPPLIED.get(family, ())]
-    return {p.name: Key(hints[p.name], p.default) for p in chosen}
+def schema(part: Any, family: Any = None) -> dict[str, Key]:
+    """The keys of a part: the parameters of its constructor, but for those that are supplied by others.
+
+    A change of crops is made by a function, and with some probability.
+    """
+    maker: Any = part if family is Change else part.__init__
+    hints = typing.get_type_hints(part if dataclasses.is_dataclass(part) else maker, include_extras=True)
+    parameters = list(inspect.signature(maker).parameters.values())
+    first = {Options: 2, Change: 0}.get(family, 1)  # after self, and a network's channels
+    chosen = [p for p in parameters[first:] if p.name not in _SUPPLIED.get(family, ())]
+    further = {"probability": Key(ranges.Share, 1.0)} if family is Change else {}
+    return {p.name: Key(hints[p.name], p.default) for p in chosen} | further
 
 
-def _make(part: type, tree: Any, prefix: str, family: Any = None) -> Any:
+def _make(part: Any, tree: Any, prefix: str, family: Any = None) -> Any:
     """A part from its group of keys."""
     tree = {} if tree is None else tree
     if not isinstance(tree, Mapping):
@@ -223,7 +276,10 @@ def _make(part: type, tree: Any, prefix: str, family: Any = None) -> Any:
             hint = f"did you mean {near[0]}?" if near else f"valid here: {', '.join(keys)}"
             raise ConfigError(f"{prefix}{key}: unknown key; {hint}")
     values = {key: _value(keys[key].hint, tree[key], f"{prefix}{key}") for key in tree}
-    if family is Options:
+    if family in (Options, Change):
+        missing = [name for name, key in keys.items() if key.default is inspect.Parameter.empty and name not in values]
+        if missing:
+            raise ConfigError(f"{prefix}{missing[0]}: is missing and has no default; give all of {', '.join(keys)}")
         return {name: values.get(name, default) for name, (_, default) in keys.items()}
     try:
         return part(**values)
@@ -241,14 +297,22 @@ def _value(hint: Any, value: Any, key: str) -> Any:
         kind = value.get("kind", default)
         _choose(list(table), kind, f"{key}.kind")
         made = _make(table[kind], {k: v for k, v in value.items() if k != "kind"}, f"{key}.", hint)
-        return Options(kind, made) if hint is Options else made
+        return hint(kind, made) if hint in (Options, Change) else made
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return _make(hint, value, f"{key}.")
     if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
-        if value is None or value in ("none", "null", "~"):
+        hints = [h for h in typing.get_args(hint) if h is not types.NoneType]
+        if len(hints) < len(typing.get_args(hint)) and (value is None or value in ("none", "null", "~")):
             return None
-        return _value(next(h for h in typing.get_args(hint) if h is not types.NoneType), value, key)
+        return _value(hints[-1 if isinstance(value, Mapping) else 0], value, key)
     origin = typing.get_origin(hint)
+    if origin is tuple:
+        of_text = typing.get_args(hint)[0] is str
+        parts = () if value is None else value.split(",") if of_text and isinstance(value, str) else value
+        if not isinstance(parts, list | tuple):
+            what = "texts" if of_text else "groups that say their kind"
+            raise ConfigError(f"{key}: expected a list of {what}, got {value!r}")
+        return tuple(_value(typing.get_args(hint)[0], part, f"{key}.{i}") for i, part in enumerate(parts))
     if origin is Literal:
         return _choose(typing.get_args(hint), value, key)
     if origin is not None and origin is not Annotated and issubclass(origin, Mapping):
@@ -256,7 +320,7 @@ def _value(hint: Any, value: Any, key: str) -> Any:
         if not isinstance(value, Mapping):
             what = "folders" if of is str else "numbers"
             raise ConfigError(f"{key}: expected names and {what}, got {value!r}")
-        return {_scalar(str, k, key): _scalar(of, v, f"{key}.{k}") for k, v in value.items()}
+        return {_scalar(str, k, key): _value(of, v, f"{key}.{k}") for k, v in value.items()}
     number = _scalar(typing.get_args(hint)[0] if origin is Annotated else hint, value, key)
     try:
         ranges.check(key, hint, number)
@@ -331,6 +395,8 @@ def _items(part: Any) -> Iterator[tuple[str, Any]]:
         yield "kind", next(name for name, kind in TABLES[family][0].items() if kind is type(part))
     for name in schema(type(part), family):
         value = getattr(part, name)
+        if isinstance(value, tuple) and not _is_group(value):
+            value = [to_dict(item) if _is_group(item) else item for item in value]
         yield name, dict(value) if isinstance(value, Mapping) else value
 
 
@@ -351,6 +417,42 @@ def crop(config: Config) -> Crop:
             f"task's) does not divide; use data.seconds {advice} ({fits} samples)"
         )
     return Crop(samples, data.sample_rate, data.crop, data.channels, data.speed)
+
+
+def augmentation(config: Config) -> Augmentation | None:
+    """The random changes of training crops, None where there are none; raises ConfigError for ranges that cannot be."""
+    made = []
+    for i, (kind, values) in enumerate(config.augment):
+        options = {name: value for name, value in values.items() if name != "probability"}
+        needs_rate = "sr" in inspect.signature(AUGMENTATIONS[kind]).parameters
+        try:
+            change = AUGMENTATIONS[kind](**options, **({"sr": config.data.sample_rate} if needs_rate else {}))
+        except ValueError as error:
+            raise ConfigError(f"augment.{i}: {error}") from None
+        if kind in ("shift", "speed") and config.data.notes is not None:
+            raise ConfigError(f"augment.{i}: {kind} moves sounds and data.notes does not know it; take it out")
+        made.append(sometimes(change, values["probability"]) if values["probability"] < 1 else change)
+    return compose(*made) if made else None
+
+
+def learning_rate(t: Train) -> optax.Schedule:
+    """The learning rate of a training after so many updates."""
+    return learning_rates(t.learning_rate, t.steps, warmup=t.warmup, schedule=t.schedule, decay_share=t.decay_share)
+
+
+def optimizer(t: Train) -> optax.GradientTransformation:
+    """The optimiser of a training."""
+    made = make_optimizer(
+        t.learning_rate,
+        t.steps,
+        warmup=t.warmup,
+        weight_decay=t.weight_decay,
+        b1=t.b1,
+        kind=t.optimizer,
+        schedule=t.schedule,
+        decay_share=t.decay_share,
+    )
+    return restricted(made, t.freeze, t.lora, t.seed) if t.freeze or t.lora else made
 
 
 def model(config: Config, classes: tuple[str, ...], normalization: Normalization | None) -> Model:

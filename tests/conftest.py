@@ -1,5 +1,5 @@
 """Run the package's shape annotations as checks in every test (beartype), draw plots without a screen, and compile
-quickly, and a program once for all tests, workers and subprocesses of a session."""
+quickly, and a program once for all tests, workers and subprocesses of a session; so with what jaxdiff itself keeps."""
 
 import atexit
 import os
@@ -15,6 +15,9 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # workers inherit it from the
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jaxdiff-tests-")
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+if "JAXDIFF_CACHE" not in os.environ:
+    os.environ["JAXDIFF_CACHE"] = tempfile.mkdtemp(prefix="jaxdiff-tests-")
+    atexit.register(shutil.rmtree, os.environ["JAXDIFF_CACHE"], ignore_errors=True)
 os.environ["NUMBA_CACHE_DIR"] = os.path.join(  # librosa's: two workers that write one cache can crash on it
     os.environ["JAX_COMPILATION_CACHE_DIR"], "numba-" + os.environ.get("PYTEST_XDIST_WORKER", "alone")
 )

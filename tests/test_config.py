@@ -14,7 +14,18 @@ import yaml
 
 from jaxdiff import config as configuration
 from jaxdiff import diffusion, ranges
-from jaxdiff.config import TABLES, Config, ConfigError, Options, from_dict, load_config, schema, to_dict, to_yaml
+from jaxdiff.config import (
+    TABLES,
+    Change,
+    Config,
+    ConfigError,
+    Options,
+    from_dict,
+    load_config,
+    schema,
+    to_dict,
+    to_yaml,
+)
 from jaxdiff.diffusion import BRIDGES, SCHEDULES, Bridge, Schedule
 from jaxdiff.features import REPRESENTATIONS, Normalization, Normalized, Representation
 from jaxdiff.methods import Method
@@ -24,7 +35,7 @@ from jaxdiff.tasks import TASKS, Task
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
 GROUPS = {Task: "task", Representation: "representation", Options: "network", Method: "method"}
-TABLED = [(family, kind) for family, (table, _) in TABLES.items() for kind in table]
+TABLED = [(family, kind) for family, (table, _) in TABLES.items() for kind in table if family is not Change]
 TINY = {  # of every network, so that what must fit is checked in no time
     "convnext": {"width": 8, "depth": 1},
     "transformer": {"width": 8, "depth": 1, "heads": 2},
@@ -59,6 +70,8 @@ def unlike(hint, default):
         return 9.25 if default == float("inf") else 7.25 if default in (None, 0) else 0.75 * default
     if hint is str:
         return f"{default} or another"
+    if typing.get_origin(hint) is tuple:
+        return [*default, "blocks/0/*"]
     assert typing.get_origin(hint) is not None and issubclass(typing.get_origin(hint), typing.Mapping), hint
     return {"noise": "data/noise" if typing.get_args(hint)[1] is str else 7.25}
 
@@ -109,13 +122,80 @@ def test_every_part_with_other_values_goes_through_yaml(family, kind):
 
 def test_every_key_that_has_no_kind_goes_through_yaml():
     groups = {"data", "normalize", "train", "sampling"}
-    assert {f.name for f in dataclasses.fields(Config)} == groups | set(GROUPS.values())
+    assert {f.name for f in dataclasses.fields(Config)} == groups | set(GROUPS.values()) | {"augment"}
     tree = {name: changed(None, type(getattr(Config(), name))) for name in sorted(groups)}
     config = from_dict(tree)
     for name in groups:
         assert to_dict(getattr(config, name)) == tree[name]
     assert through_yaml(config) == config
     assert config.representation.sample_rate == tree["data"]["sample_rate"]
+
+
+CHANGES = [
+    {"kind": "gain", "low_db": -6.0, "high_db": 6.0, "probability": 0.5},
+    {"kind": "polarity_inversion", "probability": 0.25},
+    {"kind": "shift", "low": -9, "high": 9, "roll": True, "probability": 1.0},
+    {"kind": "colored_noise", "low_snr_db": 9.0, "high_snr_db": 30.0, "low_exponent": 0.5, "high_exponent": 1.0,
+     "probability": 1.0},
+    {"kind": "reverberation", "low_rt60": 0.1, "high_rt60": 0.2, "low_drr_db": 0.0, "high_drr_db": 6.0,
+     "probability": 1.0},
+    {"kind": "low_pass", "low_hz": 1000.0, "high_hz": 4000.0, "probability": 1.0},
+    {"kind": "high_pass", "low_hz": 50.0, "high_hz": 100.0, "probability": 1.0},
+    {"kind": "equalizer", "low_db": -3.0, "high_db": 3.0, "low_hz": 80.0, "high_hz": 2000.0, "peaks": 2,
+     "probability": 1.0},
+    {"kind": "clipping", "low_db": 0.0, "high_db": 6.0, "probability": 1.0},
+    {"kind": "bit_crush", "low_bits": 8, "high_bits": 12, "probability": 1.0},
+    {"kind": "speed", "low": 0.9, "high": 1.1, "probability": 1.0},
+]  # fmt: skip
+
+
+def test_changes_of_crops_go_through_yaml_and_are_built():
+    assert [change["kind"] for change in CHANGES] == list(TABLES[Change][0])
+    config = from_dict({"augment": CHANGES})
+    assert to_dict(config)["augment"] == CHANGES and dict(configuration.flatten(config))["augment"] == CHANGES
+    assert through_yaml(config) == config
+    wave = np.random.default_rng(0).uniform(-0.5, 0.5, (2, 400)).astype(np.float32)
+    one = from_dict({"augment": [{"kind": "gain", "low_db": 20, "high_db": 20}, {"kind": "polarity_inversion"}]})
+    made = configuration.augmentation(one)
+    assert made is not None
+    np.testing.assert_allclose(made(jnp.asarray(wave), jax.random.key(0)), -10 * wave, rtol=1e-6)
+    assert configuration.augmentation(from_dict({"augment": None})) is None
+    assert (
+        from_dict({"augment": [{"kind": "equalizer", "low_db": -1, "high_db": 1}]}).augment[0].values["high_hz"] is None
+    )
+
+
+@pytest.mark.parametrize(
+    ("tree", "reason"),
+    [
+        ({"augment": {"kind": "gain"}}, "augment: expected a list of groups that say their kind, got"),
+        ({"augment": ["gain"]}, r"augment\.0: expected a group with kind"),
+        ({"augment": [CHANGES[0], {"kind": "gian"}]}, r"augment\.1\.kind: expected one of .*did you mean gain\?"),
+        ({"augment": [{"kind": "gain", "low_db": 1}]}, r"augment\.0\.high_db: is missing and has no default"),
+        ({"augment": [{"kind": "gain", "low_db": 1, "high_db": 0}]}, r"augment\.0: gain in dB must satisfy"),
+        (
+            {"augment": [{**CHANGES[0], "high_bd": 0}]},
+            r"augment\.0\.high_bd: unknown key; did you mean augment\.0\.high_db",
+        ),
+        (
+            {"augment": [{**CHANGES[0], "probability": 2}]},
+            r"augment\.0\.probability: expected at least 0 and at most 1",
+        ),
+        ({"augment": [CHANGES[5]], "data": {"sample_rate": 8000}}, r"augment\.0: corner frequency .* 3920"),
+        ({"augment": [CHANGES[10]], "data": {"notes": "scores"}}, r"augment\.0: speed moves sounds and data\.notes"),
+        ({"data": {"path": {"a": 0}}}, r"data\.path\.a: expected above 0, got 0"),
+        ({"data": {"path": None}}, r"data\.path: expected str, got None"),
+    ],
+)
+def test_changes_and_mixtures_that_cannot_be_are_refused(tree, reason):
+    with pytest.raises(ConfigError, match=reason):
+        from_dict(tree)
+
+
+def test_a_mixture_of_folders_goes_through_yaml():
+    config = from_dict({"data": {"path": {"a/b": "3", "c.d": 0.5}}})
+    assert config.data.path == {"a/b": 3.0, "c.d": 0.5}
+    assert through_yaml(config) == config
 
 
 @pytest.mark.parametrize(

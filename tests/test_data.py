@@ -294,7 +294,7 @@ def test_labels_from_csv_stay_inside_the_folder(folder, tmp_path):
     with pytest.raises(AudioError, match="lies outside"):
         open_corpus(str(folder), str(table))
     table.write_text("name\nx\n")
-    with pytest.raises(AudioError, match="needs the columns"):
+    with pytest.raises(AudioError, match="needs a column file"):
         open_corpus(str(folder), str(table))
 
 
@@ -459,12 +459,18 @@ def test_recordings_that_go_bad_are_replaced_and_listed(tmp_path, memory):
 
 def test_too_many_bad_recordings_end_the_run(tmp_path):
     corpus = many(tmp_path)
-    for recording in corpus.recordings[:3]:
+    for recording in corpus.recordings[:12]:  # a half may be bad
         recording.path.unlink()
-    with pytest.raises(AudioError, match=r"\d+\.wav: no such file; 3 files went bad since the start"):
+    with pytest.warns(UserWarning, match="left out from here on: ") as noticed:
         made = batches(corpus, Crop(400, RATE), 6, 0)
-        for _ in range(8):
-            next(made)
+        waves = np.concatenate([next(made)["wave"] for _ in range(8)])
+        assert len(corpus.rejected) == 12 and np.unique(waves[:, 0]).tolist() == [i / 32 for i in range(13, 25)]
+        assert len(noticed) == 5 and "further ones are listed only" in str(noticed[4].message)
+        corpus.recordings[12].path.unlink()
+        with pytest.raises(AudioError, match=r"\d+\.wav: no such file; 13 of 24 recordings cannot be read"):
+            made = batches(corpus, Crop(400, RATE), 6, 0)
+            for _ in range(8):
+                next(made)
 
 
 def test_an_epoch_shows_every_recording_once_and_short_ones_are_padded(folder):
@@ -546,12 +552,21 @@ def test_sound_files_are_those_named_and_those_in_folders(folder):
         sound_files([folder / "empty"])
 
 
-def test_hosts_share_the_recordings(folder):
-    corpus, crop = open_corpus(str(folder)), Crop(400, RATE, "start")
-    seen = [next(batches(corpus, crop, 3, seed=0, process=(i, 2)))["wave"] for i in range(2)]
-    rows = np.concatenate(seen)
-    assert len(np.unique(rows.round(4), axis=0)) >= 2
-    assert not any(np.array_equal(a, b) for a in seen[0] for b in seen[1] if not np.allclose(a, b))
+@pytest.mark.parametrize(("evenness", "memory"), [(0.0, 0), (1.0, 2**30)])
+def test_the_rows_of_all_processes_are_the_batch_of_one(folder, evenness, memory):
+    (folder / "low" / "2.wav").unlink()
+    corpus, crop = open_corpus(str(folder)), Crop(400, RATE, speed=0.2 if not memory else 0.0)
+    options: dict[str, Any] = dict(evenness=evenness, memory=memory, further=Further({"noise": corpus}))
+    alone = batches(corpus, crop, 8, seed=4, **options)
+    whole = [next(alone) for _ in range(5)]
+    for count in (2, 8):
+        begun = [batches(corpus, crop, 8, seed=4, start=2, process=(i, count), **options) for i in range(count)]
+        for expected in whole[2:]:
+            rows = [next(iterator) for iterator in begun]
+            for name, value in expected.items():
+                np.testing.assert_array_equal(np.concatenate([row[name] for row in rows]), value)
+    with pytest.raises(ValueError, match="a batch of 8 does not divide over 3 processes"):
+        batches(corpus, crop, 8, seed=4, process=(0, 3))
 
 
 def test_speed_moves_pitch(folder):

@@ -22,6 +22,7 @@ import jaxdiff
 from jaxdiff import config as configuration
 from jaxdiff import load
 from jaxdiff import run as runs
+from jaxdiff import workdir as workdirs
 from jaxdiff.config import ConfigError, from_dict, to_dict
 from jaxdiff.data import AudioError, Further, batches, open_corpus, write_audio
 from jaxdiff.data.crops import Crop
@@ -29,9 +30,9 @@ from jaxdiff.data.orchestra import INSTRUMENTS, write_orchestra
 from jaxdiff.diffusion import Cosine
 from jaxdiff.features import Normalization, Patches
 from jaxdiff.inference import Pipeline
-from jaxdiff.methods import Bridge, Diffusion, Model, Regression, adversarial
+from jaxdiff.methods import Bridge, Diffusion, Model, Regression, Shortcut, adversarial
 from jaxdiff.methods.method import AuxiliaryName
-from jaxdiff.networks import Network, WaveNet, count_params, discriminators, from_nnx
+from jaxdiff.networks import Condition, Network, WaveNet, count_params, discriminators, from_nnx, in_parts
 from jaxdiff.networks.discriminators import Judgement
 from jaxdiff.tasks import Example, Generate, Given, Task
 from jaxdiff.training import (
@@ -135,13 +136,15 @@ def log(workdir):
 def sixty(folder, tmp_path_factory):
     """Its configuration and two folders: sixty steps, and 27, a signal, and 33 more. Four snapshots in each.
 
-    All that a state may hold is there: a histogram of training times and averages for any width.
+    All that a state may hold is there: a histogram of training times and averages for any width. Crops are changed at
+    random and a batch is seen in two parts.
     """
-    method = {"method": {"times": "importance", "self_conditioning": True}}
-    config = small(folder, method, steps=60, learning_rate=1e-2, posthoc_ema=True)
+    parts = {"method": {"times": "importance", "self_conditioning": True}}
+    parts |= {"augment": [{"kind": "gain", "low_db": -6, "high_db": 6}, {"kind": "shift", "low": -99, "high": 99}]}
+    config = small(folder, parts, steps=60, learning_rate=1e-2, posthoc_ema=True, accumulate=2)
     workdir = tmp_path_factory.mktemp("sixty")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runs, "SNAPSHOTS", 4)
+        patch.setattr(workdirs, "SNAPSHOTS", 4)
         assert run(config, workdir / "a") is None
         assert interrupted(config, workdir / "b", 27) == signal.SIGTERM
         assert checkpoints.latest(workdir / "b" / "checkpoints")[0] == 27
@@ -306,18 +309,18 @@ def test_a_save_that_fails_says_why_and_leaves_what_was_there(tmp_path):
 @pytest.mark.slow
 def test_a_preview_that_fails_costs_nothing_and_is_said_once(six, tmp_path):
     config, whole = six
-    workdir, said = shutil.copytree(whole, tmp_path / "run"), []
+    workdir = shutil.copytree(whole, tmp_path / "run")
     (workdir / "samples").write_text("no folder")
     killed_between_saves(workdir)
     changed = to_dict(config)
     changed["train"] |= {"sample_every": 1, "save_every": 0}
     changed["sampling"] |= {"spacing": "searched"}
-    assert run(from_dict(changed), workdir, report=said.append) is None
+    with pytest.warns(UserWarning) as said:
+        assert run(from_dict(changed), workdir) is None
     assert_same(last_state(workdir, config), last_state(whole, config))
-    warnings = [text for text in said if text.startswith("warning")]
-    assert len(warnings) == 2
-    assert "previews use sampling.spacing uniform" in warnings[0]
-    assert f"no preview in {workdir}/samples/5 (NotADirectoryError" in warnings[1]
+    uniform, nothing = (str(warning.message) for warning in said)
+    assert "previews use sampling.spacing uniform" in uniform
+    assert f"no preview in {workdir}/samples/5 (NotADirectoryError" in nothing
 
 
 @pytest.mark.slow
@@ -332,6 +335,9 @@ def test_what_may_change_on_a_resume_is_shown_and_what_matters_is_confirmed(six,
     before = (workdir / "config.yaml").read_text()
     for other, sentence in [
         (changed("train", seed=1, learning_rate=0.5), "holds a run with train.seed = 0, this configuration says 1"),
+        (small(folder, PATCHES | {"network": {**TRANSFORMER["network"], "width": 24}}, steps=6, warmup=1, save_every=2,
+               posthoc_ema=True),
+         r"network.width = 16, .* says 24 \(its parameter blocks/\S+/bias is \(1, 16\), here it would be \(1, 24\)\)"),
         (changed("train", learning_rate=0.5, batch=8),
          r"\(train.batch: 4 -> 8; train.learning_rate: 0.001 -> 0.5\); add --accept-changes to go on"),
         (changed("data", path=str(moved)),
@@ -353,18 +359,15 @@ def test_what_may_change_on_a_resume_is_shown_and_what_matters_is_confirmed(six,
     np.testing.assert_allclose(rates[6:], [0.5 * (0.5 + 0.5 * np.cos(np.pi * k / 7)) for k in (5, 6)], rtol=1e-5)
 
 
-def test_a_folder_is_trained_in_by_one_process(six, folder, tmp_path, monkeypatch):
+def test_a_folder_is_trained_in_by_one_process(six, folder, tmp_path):
     config, whole = six
     workdir = shutil.copytree(whole, tmp_path / "run")
-    with runs._alone(workdir), pytest.raises(ConfigError, match="another process trains there; wait"):
+    with workdirs.alone(workdir), pytest.raises(ConfigError, match="another process trains there; wait"):
         run(config, workdir)
     assert run(config, workdir) is None
     new = tmp_path / "new"
     with pytest.raises(AudioError, match="no such folder"):
         run(small("nowhere"), new)
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
-    with pytest.raises(ConfigError, match="several processes is not supported yet"):
-        run(config, new)
     assert not new.exists()
 
 
@@ -412,6 +415,41 @@ def linear(channels):
 
     shapes = {"x": (channels, channels), "estimate": (channels, channels), "bias": (channels,)}
     return Network(lambda key: {name: jnp.zeros(shape) for name, shape in shapes.items()}, apply)
+
+
+def deep(channels, layers=12):
+    """A network whose gradient needs what many layers made of a batch."""
+
+    def apply(params, x_t, t, cond, *, r=None, **_):
+        h = x_t + t[:, None, None] + (0 if r is None else r[:, None, None])
+        layer = lambda h, w: (jnp.tanh(h @ w + cond.label[:, None, None]), None)  # noqa: E731
+        return jax.lax.scan(layer, h, params["w"])[0]
+
+    return Network(lambda key: {"w": jax.random.normal(key, (layers, channels, channels)) / channels**0.5}, apply)
+
+
+@pytest.mark.slow
+def test_a_batch_in_parts_has_the_loss_and_gradient_of_the_whole_and_needs_less_memory():
+    model = Model(deep(32), Patches(size=32), Generate(classes=("a", "b", "c")))
+    key, optimizer = jax.random.key(0), optax.sgd(1.0)
+    batch = {"wave": 0.1 * jax.random.normal(key, (24, 2048)), "label": jnp.arange(24) % 3}
+    for method, counts in ((Diffusion(times="importance"), (1, 6, 16)), (Shortcut(begin=0.0), (1, 6))):
+        params, opt_state, extra = method.init(model, model.network.init(key), optimizer, 10, key)
+        state, made, memory = init_state(params, params, opt_state, key, extra=extra), [], []
+        for parts in counts:
+            update = method.make_step(model._replace(network=in_parts(model.network, parts)), optimizer, 10)
+            program = jax.jit(update).lower(state, batch, key).compile()
+            after, metrics = program(state, batch, key)
+            made.append((jax.tree.map(jnp.subtract, state.params, after.params), metrics["loss"], after.extra))
+            memory.append(program.memory_analysis().temp_size_in_bytes)
+        for other in made[1:]:
+            for x, y in zip(jax.tree.leaves(made[0]), jax.tree.leaves(other), strict=True):
+                assert max_relative(y, x) <= 2e-5
+        assert memory[1] < 0.5 * memory[0]
+    draw = lambda params, x, t, cond, *, key: jnp.broadcast_to(jax.random.uniform(key), x.shape)  # noqa: E731
+    network = in_parts(Network(lambda key: {}, draw), 4)
+    drawn = network.apply({}, jnp.zeros((8, 2, 1)), jnp.zeros(8), Condition(), key=key)[:, 0, 0]
+    assert len(set(drawn.tolist())) == 4  # each part has its own dropout
 
 
 @pytest.mark.slow
@@ -587,9 +625,9 @@ def test_a_few_step_model_is_trained_further_from_its_run(few, tmp_path, monkeyp
     before, after = load(workdir), load(tmp_path / "game")
     made, expected = (np.stack(output.waves) for output in (after(count=2), before(count=2, steps=2)))
     assert max_relative(made, expected) <= 1e-5
-    with pytest.raises(ConfigError, match=r"method shortcut has other weights than method adversarial; .*method.jumps"):
+    with pytest.raises(ConfigError, match="lacks; method.kind was shortcut and is adversarial .*by method.jumps"):
         run(from_dict({**to_dict(config), "method": {**game, "jumps": False}}), tmp_path / "x")
-    with pytest.raises(ConfigError, match="was trained with network .*'width': 16.*, here it is .*'width': 32"):
+    with pytest.raises(ConfigError, match=r"has the shape .*; network.width was 16 and is 32; set them alike"):
         run(from_dict({**to_dict(config), "network": {**TRANSFORMER["network"], "width": 32}}), tmp_path / "y")
     said, fits = [], {**to_dict(config)["network"], "label_dropout": 0.25}  # an option that shapes no weight
     run(from_dict({**to_dict(config), "network": fits}), tmp_path / "z", report=said.append)
@@ -650,7 +688,7 @@ def test_every_method_learns_and_samples(folder, request, tmp_path, name):
         config, workdir = small(folder, parts, steps=60, learning_rate=1e-2), tmp_path
         run(config, workdir)
     losses = [loss for _, loss, _ in log(workdir)]
-    assert np.mean(losses[-15:]) < 0.95 * np.mean(losses[:15])
+    assert np.mean(losses[-15:]) < 0.97 * np.mean(losses[:15])
     pipeline, method = load(workdir), type(config.method).__name__
     if "steps" in config.method.knobs:
         waves = pipeline(count=2, steps=3).waves

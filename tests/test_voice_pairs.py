@@ -8,9 +8,12 @@ from types import ModuleType
 import numpy as np
 import pytest
 
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+sys.path.insert(0, str(BENCHMARKS))  # they import each other
+
 
 def benchmark(name: str) -> ModuleType:
-    path = Path(__file__).parents[1] / "benchmarks" / f"{name}.py"
+    path = BENCHMARKS / f"{name}.py"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -64,11 +67,8 @@ def test_warping_onto_itself_changes_nothing():
     np.testing.assert_allclose(made, y, atol=1e-5)
 
 
-def test_edits_are_counted():
-    assert measures.edits("kitten", "sitting") == 3
-    assert measures.edits([], ["a"]) == 1
+def test_errors_are_counted_over_all_sentences():
     assert measures.error_rate([["a", "b"], ["c", "d"]], [["a"], ["c", "e"]]) == 0.5
-    assert measures.words("The neighbour's DOG, isn't 'grey'?") == ["the", "neighbour's", "dog", "isn't", "gray"]
 
 
 def test_pitch_accuracy_undoes_a_change_of_range():

@@ -4,7 +4,7 @@ import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import tyro
@@ -81,8 +81,7 @@ class SearchTimes:
     """show the traceback of an error"""
 
     def run(self) -> int:
-        from jaxdiff.data import Crop, sound_files
-        from jaxdiff.data.crops import Place
+        from jaxdiff.data import Crop, Recording, sound_files
         from jaxdiff.inference import load
         from jaxdiff.inference.times import search, write_times
 
@@ -91,8 +90,8 @@ class SearchTimes:
         waves = None
         if self.sounds is not None:
             r, files = pipeline.model.representation, sound_files([self.sounds])[: 2 * self.count]
-            cut = Crop(round(pipeline.seconds * r.sample_rate), r.sample_rate, "start")
-            waves = np.stack([cut.cut(f, Place(r.sample_rate, 0.0, pipeline.seconds)) for f in files])
+            crop, rng = Crop(round(pipeline.seconds * r.sample_rate), r.sample_rate, "start"), np.random.default_rng(0)
+            waves = np.stack([crop.read(Recording(f, pipeline.seconds, None), rng)["wave"] for f in files])
         options: dict[str, Any] = dict(sampler=self.sampler, count=self.count, seed=self.seed)
         found = search(pipeline, steps=self.steps, **options, iterations=self.iterations, waves=waves)
         path = write_times(pipeline.directory or self.directory, found)
@@ -109,27 +108,52 @@ class SearchTimes:
 
 @dataclass(frozen=True)
 class Export:
-    """Write a trained model as one file of averaged weights with its configuration, which every command reads."""
+    """Write a trained model as one file: averaged weights with their configuration, which every command reads, or with
+    --stablehlo a program that runs where only jax is."""
 
     directory: Directory
-    """work directory of a run"""
+    """work directory of a run, an exported file, or the name of a shipped model"""
     out: Path
-    """the file, NAME.safetensors"""
+    """the file, NAME.safetensors, or NAME.stablehlo beside which NAME.npz is a test vector"""
     half: bool = False
     """store float16, half the size"""
+    stablehlo: bool = False
+    """write a program of any number of sounds of one length"""
+    seconds: ranges.Positive | None = None
+    """length of the program's sounds (the training crop's)"""
+    steps: ranges.Count | None = None
+    """sampling steps of the program (the configuration's)"""
+    platforms: tuple[Literal["cpu", "cuda", "rocm", "tpu"], ...] = ("cpu", "cuda", "tpu")
+    """where the program can run"""
     overwrite: bool = False
-    """replace the file"""
+    """replace the files"""
     debug: bool = False
     """show the traceback of an error"""
 
     def run(self) -> int:
-        if self.out.exists() and not self.overwrite:
-            raise ValueError(f"--out {self.out}: exists; give another, or --overwrite to replace it")
-        if self.out.suffix != ".safetensors":
-            raise ValueError(f"--out {self.out}: an exported model is a .safetensors file; give it that extension")
-        from jaxdiff.inference import export, load
+        suffix, what = (".stablehlo", "program") if self.stablehlo else (".safetensors", "model")
+        for path in (self.out, self.out.with_suffix(".npz"))[: 1 + self.stablehlo]:
+            if path.exists() and not self.overwrite:
+                raise ValueError(f"--out {path}: exists; give another, or --overwrite to replace it")
+        if self.out.suffix != suffix:
+            hint = ", or add --stablehlo" if self.out.suffix == ".stablehlo" else ""
+            raise ValueError(f"--out {self.out}: an exported {what} is a {suffix} file; give it that extension{hint}")
+        for name, value in (("seconds", self.seconds), ("steps", self.steps)):
+            if value is not None and not self.stablehlo:
+                raise ValueError(f"--{name}: is for a program; add --stablehlo")
+        if self.half and self.stablehlo:
+            raise ValueError("--half: is for weights, a program has float32; leave it away")
+        from jaxdiff.inference import export, export_program, load
 
+        pipeline = load(self.directory)
         self.out.parent.mkdir(parents=True, exist_ok=True)
-        path = export(load(self.directory), self.out, half=self.half)
-        _out.print(f"{path}: {path.stat().st_size / 2**20:.1f} MiB", markup=False)
+        if not self.stablehlo:
+            path = export(pipeline, self.out, half=self.half)
+            _out.print(f"{path}: {path.stat().st_size / 2**20:.1f} MiB", markup=False)
+            return 0
+        _out.print("exporting, and running it beside the pipeline: about a minute", markup=False)
+        made = export_program(pipeline, self.out, seconds=self.seconds, platforms=self.platforms, steps=self.steps)
+        size, within = made.path.stat().st_size / 2**20, f"within {made.tolerance:.2g} of a peak of {made.peak:.2g}"
+        _out.print(f"{made.path}: {size:.1f} MiB, {made.takes}", markup=False)
+        _out.print(f"{made.vector}: a test vector, to be met {within}", markup=False)
         return 0

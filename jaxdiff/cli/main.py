@@ -1,7 +1,8 @@
 """The command `jaxdiff`: what is wrong is said in one sentence before any work.
 
-Exit codes: 0 done, 1 the data or a checkpoint cannot be used, 2 the command or configuration is wrong, 130 and 143
-interrupted by Ctrl-C and SIGTERM with everything saved. Heavy imports happen inside the commands, so `--help` is quick.
+Exit codes: 0 done, 1 the data or a checkpoint cannot be used, 2 the command or configuration is wrong, 3 a device or
+another process failed, 130 and 143 interrupted by Ctrl-C and SIGTERM with everything saved. Heavy imports happen inside
+the commands, so `--help` is quick.
 """
 
 import dataclasses
@@ -20,10 +21,12 @@ from .convert import Convert, Transcribe
 from .doctor import Doctor
 from .edit import Edit
 from .enhance import Enhance
+from .evaluate import Evaluate
 from .features import Features
 from .inspect import Export, Info, SearchTimes
 from .listen import Listen
 from .models import Models
+from .pack import Pack
 from .repair import Repair
 from .restyle import Restyle
 from .run import Generate, Vocode
@@ -45,6 +48,8 @@ Commands = (
     | SearchTimes
     | Export
     | Models
+    | Pack
+    | Evaluate
     | Listen
 )
 _DESCRIPTION = "Audio diffusion: train a model on a folder of sound, make new sound with it."
@@ -116,6 +121,8 @@ def _explain(error: Exception) -> int:
         code, message = 1, "out of memory; make less at once: a smaller train.batch, data.seconds or --seconds"
     elif isinstance(error, OSError):
         code, message = 1, f"{error.filename or 'file system'}: {error.strerror or error}"
+    elif any(c.__name__ == "JaxRuntimeError" for c in type(error).__mro__):
+        code, message = 3, f"a device or another process failed ({message}); run again to go on from what was saved"
     else:
         code, message = 1, f"{type(error).__name__}: {message}; run again with --debug for the traceback"
     print(f"jaxdiff: error: {message}", file=sys.stderr)

@@ -1,6 +1,10 @@
-"""`jaxdiff train`: a configuration becomes a run, or a run goes on."""
+"""`jaxdiff train`: a configuration becomes a run, or a run goes on; in one process or several, watched over or not."""
 
+import os
 import shlex
+import signal
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -8,7 +12,10 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
+from jaxdiff import ranges
+
 _out = Console(highlight=False, soft_wrap=True)
+_FINAL = {0, 1, 2, 130, 143}  # exit codes of a training that would end so again, or that was to end
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +31,16 @@ class Train:
     """folder of the run: checkpoints, log, samples; made when absent"""
     accept_changes: bool = False
     """resume although the learning rate, the batch, the warm-up or the sounds are others than before"""
+    restarts: ranges.Index = 0
+    """resume up to so many times after an accident: a process that was killed, a machine of several that was lost"""
+    distributed: bool = False
+    """train together with other processes, as the cluster's environment says (TPU pod, Slurm, Open MPI, Kubernetes)"""
+    coordinator: str | None = None
+    """the same without such an environment: ADDRESS:PORT on the machine of process 0, to which all connect"""
+    processes: ranges.Count | None = None
+    """how many processes there are"""
+    process: ranges.Index | None = None
+    """which of them this is, from 0"""
     debug: bool = False
     """show the traceback of an error"""
 
@@ -37,8 +54,25 @@ class Train:
                 raise ValueError(f"--workdir {workdir}: holds no run to resume; give a CONFIG.yaml to begin one")
         if not path.is_file():
             raise ValueError(f"{path}: cannot be read (no such file); give the path of a YAML file")
+        own = (self.coordinator, self.processes, self.process)
+        if any(own) and None in own:
+            raise ValueError("--coordinator, --processes and --process belong together; give all three, or none")
+        if self.restarts:
+            return _supervised(self._command(overrides), self.restarts)
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_programs()))
         from jaxdiff.config import crop, load_config, to_dict, to_yaml  # jax is imported from here on
 
+        if self.distributed or self.coordinator is not None:
+            import jax
+
+            try:
+                jax.distributed.initialize(self.coordinator, self.processes, self.process)
+            except ValueError as error:
+                raise ValueError(
+                    f"--distributed: no cluster in the environment ({str(error).rstrip('.')}); give --coordinator, "
+                    f"--processes and --process"
+                ) from None
+            _out.quiet = jax.process_index() > 0
         config = load_config(path, overrides)
         crop(config)
         from jaxdiff.run import run
@@ -55,6 +89,52 @@ class Train:
         use += " --to NAME" if command == "convert" else ""
         _out.print(f"done; to go on:\n  jaxdiff {command} {use}", markup=False)
         return 0
+
+    def _command(self, overrides: dict[str, str]) -> list[str]:
+        """The same command without `restarts`."""
+        words = ["train", *([] if self.config is None else [str(self.config)]), "--workdir", str(self.workdir)]
+        for name in ("accept_changes", "distributed", "debug"):
+            words += [f"--{name.replace('_', '-')}"] if getattr(self, name) else []
+        for name in ("coordinator", "processes", "process"):
+            value = getattr(self, name)
+            words += [] if value is None else [f"--{name}", str(value)]
+        return words + [f"--{key}={value}" for key, value in overrides.items()]
+
+
+def _supervised(words: list[str], restarts: int) -> int:
+    """Run a command in a process of its own, again after each accident, which it resumes from; its last exit code.
+
+    SIGTERM is passed on; a terminal sends Ctrl-C to both.
+    """
+    child: subprocess.Popen | None = None
+    asked: list[int] = []
+
+    def pass_on(number: int, _frame) -> None:
+        asked.append(number)
+        if child is not None and number == signal.SIGTERM:
+            child.terminate()
+
+    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        for restart in range(restarts + 1):
+            child = subprocess.Popen([sys.executable, "-m", "jaxdiff", *words])
+            code = child.wait()
+            if code in _FINAL or restart == restarts or asked:
+                break
+            how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+            print(f"jaxdiff: warning: training {how}; restart {restart + 1} of {restarts}", file=sys.stderr, flush=True)
+        return 128 - code if code < 0 else code
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _programs() -> Path:
+    """Where compiled programs are kept for the next start: a folder of the user's own, for they are executed."""
+    cache = (
+        os.environ.get("JAXDIFF_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "jaxdiff"
+    )
+    return Path(cache) / "programs"
 
 
 def print_help() -> None:

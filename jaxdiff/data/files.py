@@ -3,18 +3,18 @@
 libsndfile trusts headers: it opens files that promise more than they hold, absurd sample rates and a thousand channels.
 So every file is judged by its header before memory is taken, and by its samples after, which the check and the reader
 take from the same decoder. Writing goes to a temporary file beside the target that is renamed when complete: a reader
-never sees half a file. Names are bytes to the system; where they are shown, what is not UTF-8 is escaped.
+never sees half a file. Names are bytes to the system; where they are shown, what is not UTF-8 is escaped. Parts are
+read by seeking, a block at a time, so that memory is that of the part.
 """
 
 import contextlib
 import dataclasses
 import errno
 import hashlib
+import math
 import os
 import re
-import shutil
 import tempfile
-import threading
 import unicodedata
 import warnings
 from collections.abc import Iterator, Sequence
@@ -26,7 +26,10 @@ import numpy as np
 import soundfile
 import soxr
 
-Channels = Literal["mix", "left", "right", "all"] | int
+from . import mp3
+from .sources import Source
+
+Channels = Literal["mix", "left", "right", "stereo", "all"] | int
 SampleType = Literal["float32", "float64", "int32"]
 
 MAX_SAMPLE_RATE = 768_000
@@ -44,7 +47,6 @@ _BYTES = {"PCM_U8": 1, "PCM_16": 2, "PCM_24": 3, "PCM_32": 4, "FLOAT": 4, "DOUBL
 _DEEP = frozenset({"PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ALAC_20", "ALAC_24", "ALAC_32"})  # more than 16 bits
 _LARGEST_WAV = 2**32 - 2**16  # bytes of samples
 _CORRECTED = re.compile(r"^(?!RIFF|FORM).*: (\d+) \(should be (\d+)\)", re.MULTILINE)  # in libsndfile's log
-_MP3_HEADER = re.compile(rb"\xff[\xe2-\xff]..\0{9}(?:\0{8}(?:\0{15})?)?(?:Xing|Info)", re.DOTALL)
 
 
 def printable(text: str) -> str:
@@ -62,12 +64,12 @@ class AudioError(ValueError):
 @dataclass(frozen=True)
 class AudioInfo:
     """A header says the sample rate in Hz, samples per channel, channels and how samples are kept (libsndfile's
-    `subtype`); `check_audio` also finds the peak."""
+    `subtype`); `check_audio` also finds the peak (None: not listened to)."""
 
     sample_rate: int
     samples: int
     channels: int
-    peak: float = 0.0
+    peak: float | None = None
     subtype: str = "PCM_16"
 
     @property
@@ -80,8 +82,24 @@ def _name(path: Path) -> Any:
     return str(path) if os.name == "nt" else os.fsencode(path)
 
 
+class _File(soundfile.SoundFile):
+    """A file that is read on and on: soundfile seeks after every block where it can, and an MP3 is damaged there, since
+    libsndfile looks back at too few of its frames."""
+
+    def seekable(self) -> bool:
+        return self.format != "MP3" and super().seekable()
+
+
 @contextlib.contextmanager
-def _naming(path: Path, what: str) -> Iterator[None]:
+def _opened(path: Source) -> Iterator[_File]:
+    """The file as libsndfile reads it."""
+    with contextlib.ExitStack() as stack:
+        file = _name(path) if isinstance(path, Path) else stack.enter_context(path.open("rb"))
+        yield stack.enter_context(_File(file))
+
+
+@contextlib.contextmanager
+def _naming(path: Source, what: str) -> Iterator[None]:
     """Whatever libsndfile or the system raises becomes an AudioError that names the file and says `what` it is."""
     try:
         yield
@@ -92,15 +110,24 @@ def _naming(path: Path, what: str) -> Iterator[None]:
         raise AudioError(f"{path}: {what} ({reason})") from None
 
 
-def audio_info(path: Path) -> AudioInfo:
+def audio_info(path: Source) -> AudioInfo:
     """The header of a sound file, checked against limits; raises AudioError when it is missing, not audio or absurd."""
-    path = Path(path)
+    path = Path(path) if isinstance(path, str) else path
     with _naming(path, "not a sound file that libsndfile can read"):
         if not path.is_file():
             raise AudioError(f"{path}: no such file")
-        with soundfile.SoundFile(_name(path)) as file:
+        with _opened(path) as file:
             info = AudioInfo(file.samplerate, file.frames, file.channels, subtype=file.subtype)
             log = file.extra_info
+    check_limits(info, path)
+    for promised, there in _CORRECTED.findall(log):
+        if int(there) + 64 < int(promised) < 0x7FFF0000:  # headers miscount by a few bytes; streams write a huge size
+            raise AudioError(f"{path}: truncated, {promised} bytes promised and {there} there")
+    return info
+
+
+def check_limits(info: AudioInfo, path: Any) -> None:
+    """Raise AudioError for a header that promises nothing, or more than is read."""
     if info.samples < 1:
         raise AudioError(f"{path}: holds no samples")
     if not 1 <= info.sample_rate <= MAX_SAMPLE_RATE:
@@ -109,27 +136,42 @@ def audio_info(path: Path) -> AudioInfo:
         raise AudioError(f"{path}: {info.channels} channels, at most {MAX_CHANNELS} are read")
     if info.seconds > MAX_SECONDS:
         raise AudioError(f"{path}: {info.seconds / 3600:.1f} hours long, at most {MAX_SECONDS // 3600} are; cut it")
-    for promised, there in _CORRECTED.findall(log):
-        if int(there) + 64 < int(promised) < 0x7FFF0000:  # headers miscount by a few bytes; streams write a huge size
-            raise AudioError(f"{path}: truncated, {promised} bytes promised and {there} there")
-    return info
 
 
-def check_audio(path: Path) -> AudioInfo:
-    """`audio_info` as found by decoding every sample, block by block; raises AudioError where `read_audio` would."""
-    info, samples, peak = audio_info(path), 0, 0.0
-    for block in _blocks(path):
-        loudest = float(np.abs(block).max())
-        if not np.isfinite(loudest):
-            raise AudioError(f"{path}: holds samples that are not finite numbers")
-        samples, peak = samples + len(block), max(peak, loudest)
-    if not list(_blocks(path, samples // 2, samples // 2 + 1)):
+def check_audio(path: Source, seconds: float = math.inf) -> AudioInfo:
+    """`audio_info` as found by decoding the samples, block by block; raises AudioError where `read_audio` would.
+
+    A recording of more than `seconds` is decoded at its beginning, in its middle and at its end, a third of them each.
+    """
+    info, peak = exact_info(path), 0.0
+    third = round(min(seconds, info.seconds) * info.sample_rate / 3)
+    middle, last = (info.samples - third) // 2, info.samples - third
+    samples = 0
+    for start, stop in [(0, None)] if info.seconds <= seconds else [(at, at + third) for at in (0, middle, last)]:
+        for block in _blocks(path, start, stop):
+            loudest = float(np.abs(block).max())
+            if not np.isfinite(loudest):
+                raise AudioError(f"{path}: holds samples that are not finite numbers")
+            samples, peak = samples + len(block), max(peak, loudest)
+    if info.seconds > seconds:
+        samples = info.samples
+    elif not list(_blocks(path, samples // 2, samples // 2 + 1)):
         raise AudioError(f"{path}: damaged, it cannot be read from its middle")
     return dataclasses.replace(info, samples=samples, peak=peak)
 
 
+def exact_info(path: Source) -> AudioInfo:
+    """`audio_info` with the number of samples that there are, which an MP3 may not say and is decoded for then."""
+    info = audio_info(path)
+    if info.subtype.startswith("MPEG_LAYER"):
+        with _naming(path, "damaged"):
+            if not _says_its_length(path):
+                return dataclasses.replace(info, samples=max(1, sum(map(len, _blocks(path)))))
+    return info
+
+
 def read_audio(
-    path: Path,
+    path: Source,
     sample_rate: int | None = None,
     *,
     channels: Channels = "mix",
@@ -138,17 +180,25 @@ def read_audio(
 ) -> np.ndarray:
     """A sound file [samples], float32 with full scale 1, resampled to `sample_rate` Hz (None keeps the file's).
 
-    `channels` mixes down ("mix", the mean), selects one ("left", "right", an index) or gives "all" [channels, samples].
-    `offset` and `seconds` read a part, with the samples of the whole; a file that ends earlier gives what it has. Warns
-    when channels cancel in the mix. Raises AudioError for anything `audio_info` refuses, a channel the file lacks,
-    samples that are not finite, and data shorter than the header promises.
+    `channels` mixes down ("mix", the mean), selects one ("left", "right", an index) or gives "all" [channels, samples];
+    "stereo" is [2, samples], of a mono file twice the same. `offset` and `seconds` read a part, with the samples of the
+    whole; a file that ends earlier gives what it has. Warns when channels cancel in the mix. Raises AudioError for
+    anything `audio_info` refuses, a channel the file lacks, samples that are not finite, and data shorter than the
+    header promises.
     """
+    path = Path(path) if isinstance(path, str) else path
     info = audio_info(path)
     source, target = info.sample_rate, info.sample_rate if sample_rate is None else sample_rate
     first, count = round(offset * target), None if seconds is None else round(seconds * target)
     begin, end = _neighbours(first, count, source, target)
-    y = np.concatenate([np.zeros((0, info.channels), np.float32), *_blocks(path, begin, end)])
-    y = resample(y.T if channels == "all" else _select(y, channels, path), source, target)
+    parts = [_select(np.zeros((0, info.channels), np.float32), channels, path)]
+    power = of_mix = 0.0
+    for block in _blocks(path, begin, end):
+        parts.append(_select(block, channels, path))
+        of_mix, power = of_mix + np.vdot(parts[-1], parts[-1]), power + np.vdot(block, block) / info.channels
+    if channels == "mix" and 100 * of_mix < power:
+        warnings.warn(printable(f"{path}: its channels cancel when they are mixed; use one of them"), stacklevel=2)
+    y = resample(np.concatenate(parts).T, source, target)
     if not np.isfinite(y).all():
         raise AudioError(f"{path}: holds samples that are not finite numbers")
     return y[..., first - round(begin * target / source) :][..., :count]
@@ -170,26 +220,41 @@ def _neighbours(first: int, count: int | None, source: int, target: int) -> tupl
     return begin, None if count is None else -(-(first + count) * source // target) + margin
 
 
-def _blocks(path: Path, start: int = 0, stop: int | None = None, dtype: SampleType = "float32") -> Iterator[np.ndarray]:
+def _blocks(
+    path: Source, start: int = 0, stop: int | None = None, dtype: SampleType = "float32"
+) -> Iterator[np.ndarray]:
     """The samples of a file from `start` to `stop` (None: its end) in blocks [samples, channels].
 
     libsndfile guesses the length of an MP3 that does not say it, and ends there; the rest it reads from a pipe.
     """
     at = start
-    with _naming(path, "damaged"), soundfile.SoundFile(_name(path)) as file:
-        for block in _decoded(file, start, stop, dtype):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_naming(path, "damaged"))
+        source = file = stack.enter_context(_opened(path))
+        part = mp3.part(path, file, start, stop) if file.format == "MP3" and start else None
+        before = 0
+        if part is not None:
+            source, before = stack.enter_context(_File(part.stream)), part.before
+            stop = min(file.frames, math.inf if stop is None else stop)
+        end = None if stop is None else stop - before
+        for block in _decoded(source, start - before, end, dtype):
             at += len(block)
             yield block
-        if file.format == "MP3" and (stop is None or at < stop):
-            with _piped(path) as pipe, soundfile.SoundFile(pipe, closefd=False) as stream:
-                if not stream.seekable():
-                    yield from _decoded(stream, at, stop, dtype)
-                    return
-            if len(_MP3_HEADER.findall(Path(path).read_bytes())) > 1:
-                raise AudioError(f"{path}: several MP3 files in one, of which only the first can be read; split it")
+        if file.format == "MP3" and (stop is None or at < stop) and not _says_its_length(path):
+            with mp3.piped(path) as pipe, soundfile.SoundFile(pipe, closefd=False) as stream:
+                yield from _decoded(stream, at, stop, dtype)
+            return
         promised = file.frames if stop is None else min(stop, file.frames)
         if at < promised:
             raise AudioError(f"{path}: truncated, {promised - start} samples promised and {at - start} read")
+
+
+def _says_its_length(path: Source) -> bool:
+    """Whether libsndfile knows where an MP3 ends; raises AudioError where several are in one."""
+    headers = mp3.headers(path)
+    if headers > 1:
+        raise AudioError(f"{path}: several MP3 files in one, of which only the first can be read; split it")
+    return headers == 1
 
 
 def _decoded(
@@ -204,22 +269,6 @@ def _decoded(
         at += len(block)
         if at > start:
             yield block[max(0, len(block) - (at - start)) :]
-
-
-@contextlib.contextmanager
-def _piped(path: Path) -> Iterator[int]:
-    """The end of a pipe from which the file can be read."""
-    end, begin = os.pipe()
-
-    def feed() -> None:  # until the file or the reader ends
-        with contextlib.suppress(OSError), open(begin, "wb") as sink, open(path, "rb") as source:
-            shutil.copyfileobj(source, sink)
-
-    threading.Thread(target=feed, daemon=True).start()
-    try:
-        yield end
-    finally:
-        os.close(end)
 
 
 def resample(y: np.ndarray, source: float, target: float) -> np.ndarray:
@@ -237,6 +286,8 @@ def expand(path: str | Path) -> Path:
     text = text if os.path.lexists(text) else os.path.expanduser(os.path.expandvars(text))
     if not text.strip():
         raise AudioError(f"path {os.fspath(path)!r} is empty; name a file or folder, . is the current one")
+    if "://" in text:
+        raise AudioError(f"{text}: is no path of this machine; copy it here, only corpora are read from elsewhere")
     return Path(text)
 
 
@@ -258,13 +309,14 @@ def scan(folder: Path, extensions: frozenset[str] = EXTENSIONS) -> tuple[list[Pa
             seen.add(real)
             inside[:] = sorted(name for name in inside if not name.startswith("."))
             folders += [path for name in inside if os.path.islink(path := os.path.join(where, name))]
-            for path in (Path(where, name) for name in sorted(names) if not name.startswith(".")):
-                if not path.exists():
+            for name in sorted(name for name in names if not name.startswith(".")):
+                path, suffix = os.path.join(where, name), os.path.splitext(name)[1]
+                if not os.path.exists(path):
                     unused.append(f"{path}: a link to nothing")
-                elif path.suffix.lower() in UNREAD:
-                    unused.append(f"{path}: {path.suffix} is not read; convert it, for example to .flac")
-                elif path.suffix.lower() in extensions:
-                    found.append(path)
+                elif suffix.lower() in UNREAD:
+                    unused.append(f"{path}: {suffix} is not read; convert it, for example to .flac")
+                elif suffix.lower() in extensions:
+                    found.append(Path(path))
     return sorted(found), [printable(line) for line in unused]
 
 
@@ -299,15 +351,20 @@ def audio_blocks(path: Path, dtype: SampleType = "float32") -> Iterator[np.ndarr
         yield block
 
 
-def _select(y: np.ndarray, channels: Channels, path: Path) -> np.ndarray:
+def _select(y: np.ndarray, channels: Channels, path: Source) -> np.ndarray:
+    """The wanted channels of samples [samples, channels]: [samples], or [samples, channels] of several."""
+    there = y.shape[1]
     if channels == "mix":
-        mix = y.mean(axis=1)
-        if 100 * np.vdot(mix, mix) < np.vdot(y, y) / y.shape[1]:
-            warnings.warn(printable(f"{path}: its channels cancel when they are mixed; use one of them"), stacklevel=3)
-        return mix
+        return y.mean(axis=1)
+    if channels == "all" or channels == "stereo" and there == 2:
+        return y
+    if channels == "stereo":
+        if there > 2:
+            raise AudioError(f"{path}: has {there} channels, where stereo is made of one or two; mix it down")
+        return np.repeat(y, 2, axis=1)
     index = {"left": 0, "right": 1}[channels] if isinstance(channels, str) else channels
-    if not 0 <= index < y.shape[1]:
-        raise AudioError(f"{path}: has {y.shape[1]} channels, channel {channels!r} was asked for; use 'mix'")
+    if not 0 <= index < there:
+        raise AudioError(f"{path}: has {there} channels, channel {channels!r} was asked for; use 'mix'")
     return y[:, index]
 
 

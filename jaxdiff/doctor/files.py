@@ -13,11 +13,11 @@ from jaxdiff.config import Config, ConfigError, load_config
 from jaxdiff.features import Normalized
 from jaxdiff.inference import Pipeline, load
 from jaxdiff.networks import Params
-from jaxdiff.training import CheckpointError, TrainState, checkpoints, init_state, make_optimizer
+from jaxdiff.training import CheckpointError, TrainState, checkpoints, init_state
 
 from .findings import Finding, judged, unseen
 
-GRADIENT_LIMIT = 1.0  # of the norm, in `make_optimizer`
+GRADIENT_LIMIT = 1.0  # of the norm, as in training.optimizers
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def _latest(pipeline: Pipeline, directory: Path) -> Params:
     assert config is not None
     t, method, key = config.train, config.method, jax.random.key(0)
     model = configuration.model(config, pipeline.classes, None)
-    optimizer = make_optimizer(t.learning_rate, t.steps, warmup=t.warmup, weight_decay=t.weight_decay, b1=t.b1)
+    optimizer = configuration.optimizer(t)
 
     def fresh() -> TrainState:
         params, opt_state, extra = method.init(model, model.network.init(key), optimizer, t.steps, key)

@@ -4,3 +4,4 @@ from .load import export as export
 from .load import load as load
 from .outputs import Output as Output
 from .pipeline import Pipeline as Pipeline
+from .program import export_program as export_program

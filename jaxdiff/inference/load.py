@@ -18,6 +18,7 @@ from jaxdiff.methods import Method, Model
 from jaxdiff.tasks import Vocode
 from jaxdiff.training import CheckpointError, checkpoints
 from jaxdiff.training.ema import reconstruct
+from jaxdiff.training.optimizers import named
 
 from .pipeline import Pipeline
 
@@ -27,8 +28,8 @@ _LARGEST_HALF = float(np.finfo(np.float16).max)
 def load(
     name: str | Path, *, ema: float | None = None, model: Model | None = None, method: Method | None = None
 ) -> Pipeline:
-    """A model ready for use: the newest undamaged checkpoint of a run's folder, a file that `export` wrote, or the name
-    of a shipped model.
+    """A model ready for use: the newest undamaged checkpoint of a run's folder, that of a step (RUN/checkpoints/400), a
+    file that `export` wrote, or the name of a shipped model.
 
     `ema` takes instead of the weights averaged in training the average of relative width `ema` (0.04 to 0.2) as of the
     last snapshot, for runs with `train.posthoc_ema`. A run that was trained in Python with parts of one's own needs its
@@ -44,8 +45,8 @@ def classes_of(name: str | Path) -> tuple[str, ...]:
     path = _file(name)
     if path is not None:
         return tuple(_header(path)["classes"])
-    directory = Path(name) / "checkpoints"
-    return tuple(checkpoints.read_meta(directory, checkpoints.latest(directory)[0])["classes"])
+    directory, step, _ = _checkpoint(Path(name))
+    return tuple(checkpoints.read_meta(directory / "checkpoints", step)["classes"])
 
 
 def _file(name: str | Path) -> Path | None:
@@ -79,8 +80,17 @@ def shapes(model: Model) -> dict[str, Any]:
     }
 
 
+def _checkpoint(path: Path) -> tuple[Path, int, list[str]]:
+    """A run's folder, the step of its newest undamaged checkpoint or of the one that `path` is, and what was passed
+    over."""
+    if path.parent.name == "checkpoints" and path.name.isdigit():
+        checkpoints.check(path.parent, int(path.name))
+        return path.parent.parent, int(path.name), []
+    return path, *checkpoints.latest(path / "checkpoints")
+
+
 def _load_run(directory: Path, ema: float | None, model: Model | None, method: Method | None) -> Pipeline:
-    step, problems = checkpoints.latest(directory / "checkpoints")
+    directory, step, problems = _checkpoint(directory)
     meta = checkpoints.read_meta(directory / "checkpoints", step)
     config = None if meta["config"] is None else from_dict({"format": 1, **meta["config"]})
     if config is not None:
@@ -151,7 +161,7 @@ def _with_vocoder(model: Model) -> Model:
 
 
 def export(pipeline: Pipeline, path: str | Path, *, half: bool = False) -> Path:
-    """Write a model as one safetensors file with its configuration inside, which `load` reads anywhere.
+    """Write a model as one safetensors file with its configuration and a sum inside, which `load` reads anywhere.
 
     `half` stores weights as float16; they are float32 again when loaded. Raises ConfigError for models of one's own
     parts, which no configuration describes, for another extension than .safetensors, and for weights beyond float16.
@@ -165,7 +175,7 @@ def export(pipeline: Pipeline, path: str | Path, *, half: bool = False) -> Path:
         raise ConfigError("a model of parts of its own has no configuration to export; keep its run's folder")
     representation = pipeline.model.representation
     normalization = representation.normalization if isinstance(representation, Normalized) else None
-    tensors = {f"params/{name}": np.asarray(leaf) for name, leaf in _named(pipeline.params)}
+    tensors = {f"params/{name}": np.asarray(leaf) for name, leaf in named(pipeline.params).items()}
     if half:
         large = next((name for name, leaf in tensors.items() if np.abs(leaf).max(initial=0) > _LARGEST_HALF), None)
         if large is not None:
@@ -173,8 +183,9 @@ def export(pipeline: Pipeline, path: str | Path, *, half: bool = False) -> Path:
         tensors = {name: leaf.astype(np.float16) for name, leaf in tensors.items()}
     if normalization is not None:
         tensors |= {f"normalization/{name}": np.asarray(v) for name, v in normalization._asdict().items()}
-    about = {"config": to_dict(pipeline.config), "classes": list(pipeline.classes), "step": pipeline.step}
     tensors = {name: np.ascontiguousarray(leaf) for name, leaf in tensors.items()}
+    about = {"config": to_dict(pipeline.config), "classes": list(pipeline.classes), "step": pipeline.step}
+    about["sha256"] = _digest(tensors)
     with atomic(path) as temporary:
         save_file(tensors, temporary, {shipped.HEADER: json.dumps(about)})
     return path
@@ -198,6 +209,8 @@ def _header(path: Path, tensors: dict[str, np.ndarray] | None = None) -> dict[st
 def _load_file(path: Path) -> Pipeline:
     tensors: dict[str, np.ndarray] = {}
     about = _header(path, tensors)
+    if about.get("sha256", "") not in ("", _digest(tensors)):
+        raise CheckpointError(f"{path}: is damaged, its weights are not those that were exported; export them again")
     config, classes = from_dict({"format": 1, **about["config"]}), tuple(about["classes"])
     like = shapes(configuration.model(config, classes, None))
 
@@ -207,7 +220,7 @@ def _load_file(path: Path) -> Pipeline:
             raise CheckpointError(f"{path}: {name} should have the shape {leaf.shape}, got {got}")
         return jnp.asarray(tensors[name], leaf.dtype)
 
-    leaves = [take(f"params/{name}", leaf) for name, leaf in _named(like["ema_params"])]
+    leaves = [take(f"params/{name}", leaf) for name, leaf in named(like["ema_params"]).items()]
     params = jax.tree.unflatten(jax.tree.structure(like["ema_params"]), leaves)
     normalization = None
     if config.normalize.enabled:
@@ -219,6 +232,10 @@ def _load_file(path: Path) -> Pipeline:
     )
 
 
-def _named(tree: Any) -> list[tuple[str, Any]]:
-    """Leaves of a nested dict by their path, in the order of `jax.tree`."""
-    return [("/".join(str(k.key) for k in path), leaf) for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]]
+def _digest(tensors: dict[str, np.ndarray]) -> str:
+    """The sha256 of tensors with their names, types and shapes."""
+    total = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        total.update(f"{name} {tensor.dtype} {tensor.shape}\n".encode())
+        total.update(tensor.tobytes())
+    return total.hexdigest()

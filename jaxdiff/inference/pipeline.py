@@ -2,7 +2,8 @@
 
 One program goes from what is known and noise through the sampler to decoded sound; it is compiled once for windows of
 one length, and sounds of any length, rate and number of channels are made of those (`chunks.py`). Item i draws from
-`fold_in(key(seed), i)` alone, so that it is the same sound in any batch.
+`fold_in(key(seed), i)` alone, so that it is the same sound in any batch. Where this process has several devices, the
+items of a batch are split over them.
 """
 
 import dataclasses
@@ -15,6 +16,7 @@ from typing import Any, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
 from jaxdiff.config import Config, ConfigError
@@ -76,6 +78,9 @@ class Pipeline:
         self.directory, self.warnings = directory, warnings
         self.classes, self.sample_rate = model.task.classes, model.representation.sample_rate
         self._program = functools.lru_cache(maxsize=16)(self._compile)
+        devices, axis_types = jax.local_devices(), (jax.sharding.AxisType.Auto,)
+        self._devices = jax.make_mesh((len(devices),), ("items",), axis_types=axis_types, devices=devices)
+        self._spread_params: Params = None
         self._stream = functools.lru_cache(maxsize=4)(lambda request: sound_stream(self, request))
 
     def __repr__(self) -> str:
@@ -165,7 +170,7 @@ class Pipeline:
         """What the model makes of windows of one length, with all that the task wants to know of them, as one program:
         [items, samples] at the model's rate and the level of the windows. Item i draws from `fold_in(key(seed), i)`.
         """
-        asked, _ = self._asked(True, seed, request, knobs)
+        asked, _ = self._asked(self.model.task.needs_sound, seed, request, knobs)
         count = len(batch["wave"])
         keys, zeros = _item_keys(jax.random.key(seed), np.arange(count)), np.zeros(count, np.int32)
         batch = {"label": np.full(count, -1, np.int32), **batch}
@@ -311,7 +316,31 @@ class Pipeline:
             x0 = sample(params, given, start, jax.vmap(chunks.later_key)(keys, window) if long else keys)
             return task.finish(representation, x0, given), x0
 
-        return jax.jit(program)
+        return self._spread(jax.jit(program))
+
+    def _spread(self, program: Callable) -> Callable:
+        """The program with the items of a batch on all devices, if they divide, and the weights on each."""
+        count = self._devices.size
+        if count == 1:
+            return program
+        items, everywhere = (NamedSharding(self._devices, PartitionSpec(*axes)) for axes in (("items",), ()))
+
+        def spread(params: Params, batch: Batch, keys: Array, window: Array, first: Array, kept: Any):
+            if len(keys) % count:
+                return program(params, batch, keys, window, first, kept)
+            if self._spread_params is None:
+                self._spread_params = jax.device_put(self.params, everywhere)
+            batch, keys, window, first = jax.device_put((batch, keys, window, first), items)
+            return program(self._spread_params, batch, keys, window, first, kept)
+
+        return spread
+
+    def _batch(self, count: int, least: int = 1) -> int:
+        """The size of batches for so many items: a power of two, so that few programs are compiled, or where there are
+        several devices the next multiple of their number."""
+        devices = self._devices.size
+        size = min(MAX_BATCH * devices, max(least, 1 << (count - 1).bit_length()))
+        return -(-size // devices) * devices if count >= devices else size
 
     def _generate(self, count, seconds, labels, seed, asked, facts) -> Output:
         if count < 1:
@@ -325,7 +354,7 @@ class Pipeline:
         long = self.method.windows and wanted > crop
         window = crop if long else -(-wanted // hop) * hop
         overlap = self._overlap(window, window / 2) if long else 0
-        batch_size = min(MAX_BATCH, max(2, 1 << (count - 1).bit_length()))  # a batch of one rounds otherwise
+        batch_size = self._batch(count, 2)  # a batch of one rounds otherwise
         made = []
         for group in chunks.groups(list(range(count)), batch_size):
             index = np.array(group + group[-1:] * (batch_size - len(group)))  # the last group is filled up with copies
@@ -375,7 +404,7 @@ class Pipeline:
         jobs = [
             (n, start, c) for n, start in enumerate(chunks.starts(length, window, advance)) for c in range(channels)
         ]
-        size = 1 if jax.default_backend() == "cpu" else min(MAX_BATCH, 1 << (len(jobs) - 1).bit_length())
+        size = 1 if jax.default_backend() == "cpu" else self._batch(len(jobs))
         keys = _item_keys(jax.random.key(seed), np.full(size, item))
 
         def calls() -> Iterator[Callable[[], tuple[list, np.ndarray]]]:

@@ -13,6 +13,7 @@ network sees noise and the condition.
 """
 
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -225,11 +226,11 @@ def _judge_both(judge: Judge, real: Array, discriminators: Any, made: Array) -> 
     return tuple(jax.tree.map(lambda x, i=i: jnp.split(x, 2)[i], said) for i in (0, 1))
 
 
-def _turns(batch: int) -> int:
-    """Into how many looks at a batch the discriminators' work is cut: on a CPU an item per device at a time, so that
-    the wide intermediate products stay in the cache."""
+def _turns(batch: int, parts: int) -> int:
+    """Into how many looks at a batch the discriminators' work is cut: those of the generator's (`in_parts`), and on a
+    CPU an item per device at a time, so that the wide intermediate products stay in the cache."""
     devices = jax.device_count()
-    return batch // devices if jax.default_backend() == "cpu" and batch % devices == 0 else 1
+    return batch // devices if jax.default_backend() == "cpu" and batch % devices == 0 else math.gcd(batch, parts)
 
 
 def adversarial_step(
@@ -266,7 +267,7 @@ def adversarial_step(
         weight = jnp.clip((state.step + 1 - begin) / ramp, 0, 1)
 
         def contest():
-            turns = _turns(len(real))
+            turns = _turns(len(real), model.network.parts)
 
             def criticism(of_real, of_made):
                 adversarial, feature = generator_loss(of_made, game) / turns, feature_distance(of_real, of_made) / turns

@@ -11,6 +11,7 @@ from .network import Network as Network
 from .network import Params as Params
 from .network import from_linen as from_linen
 from .network import from_nnx as from_nnx
+from .network import in_parts as in_parts
 from .subband import Subband as Subband
 from .summary import Summary as Summary
 from .summary import flops as flops

@@ -8,6 +8,7 @@ sees networks so: plain dicts cross `jax.jit`, optax and Orbax, which costs the 
 """
 
 import inspect
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -24,11 +25,12 @@ Params = Any  # nested dict of arrays
 class Network(NamedTuple):
     """`init(key) -> params` and `apply(params, x_t, t, cond, *, r=None, key=None) -> output`, any two such functions.
     `bind(params)` is the module itself, where there is one: what counts parameters by layer or generates sample by
-    sample needs it."""
+    sample needs it. `parts` are those of a batch that `apply` works on one after the other (`in_parts`)."""
 
     init: Callable[[PRNGKeyArray], Params]
     apply: Callable
     bind: Callable[[Params], Any] | None = None
+    parts: int = 1
 
     def module(self, params: Params) -> Any:
         """The module with these parameters; raises ValueError where the network is two functions and no module."""
@@ -44,6 +46,34 @@ class Network(NamedTuple):
     def shapes(self) -> Params:
         """The parameters as shapes and types, without making them."""
         return jax.eval_shape(self.init, jax.random.key(0))
+
+
+def in_parts(network: Network, parts: int) -> Network:
+    """The network, which works on a batch in so many parts, one after the other, and keeps what a gradient needs of one
+    part alone: it is computed again on the way back, a second forward pass.
+
+    Equal to the whole batch at once up to rounding, but for dropout, which each part draws anew: what stands around the
+    network sees the whole batch. A batch that does not divide is cut into fewer parts.
+    """
+    if parts == 1:
+        return network
+
+    def apply(params: Params, *inputs, r=None, key: PRNGKeyArray | None = None):
+        batch = len(jax.tree.leaves(inputs)[0])
+        count = math.gcd(batch, parts)
+        cut = lambda x: x.reshape(batch // count, count, *x.shape[1:]).swapaxes(0, 1)  # noqa: E731 of each device's rows
+
+        @jax.checkpoint
+        def part(number, own):
+            inputs, r = own
+            options = {} if r is None else {"r": r}
+            options |= {} if key is None else {"key": jax.random.fold_in(key, number)}
+            return network.apply(params, *inputs, **options)
+
+        made = jax.lax.map(lambda own: part(*own), (jnp.arange(count), jax.tree.map(cut, (inputs, r))))
+        return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(batch, *x.shape[2:]), made)
+
+    return network._replace(apply=apply, parts=parts)
 
 
 def from_nnx(make: Callable[[nnx.Rngs], nnx.Module]) -> Network:

@@ -2,21 +2,26 @@
 
 The loop sees built objects only. Metrics stay on the device until they are logged, so the host runs ahead of it. SIGINT
 and SIGTERM end the loop after the current step: the state is saved before `train` returns, and also when an error ends
-it. What is saved is finite: a loss judges the weights before its update, so the weights are looked at themselves.
+it. Of several processes each gets the same metrics and so does the same; a signal to one ends them all at one step. A
+step whose loss or gradient is not finite changes nothing; too many of them in a row end the loop. What is saved is
+finite: a loss judges the weights before its update, so the weights are looked at themselves.
 """
 
 import contextlib
 import json
 import math
+import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.experimental import multihost_utils
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -26,10 +31,14 @@ from .state import TrainState
 
 
 class Every(NamedTuple):
-    """`call(state, metrics)` every so many steps (0: never), with the means of what was logged last."""
+    """`call(state, metrics)` every so many steps (0: never), with the means of what was logged last.
+
+    What it returns by name, if anything, is logged and joins the metrics; `measures` are these names.
+    """
 
     steps: int
     call: Callable[[TrainState, dict[str, float]], Any]
+    measures: tuple[str, ...] = ()
 
 
 class TrainingError(RuntimeError):
@@ -49,37 +58,55 @@ def loop(
     log_every: int = 20,
     save_every: int = 1000,
     events: Sequence[Every] = (),
+    skips: int = 0,
+    heard: Callable[[Sequence[int]], str] = lambda steps: "",
+    enough: Callable[[int, dict[str, float]], bool] = lambda step, metrics: False,
 ) -> tuple[TrainState, int | None]:
     """Train up to step `steps`; returns the last state, saved, and the signal that ended training early (or None).
 
     `batches` yields device batches from `state.step` on; `seconds_per_step` is the audio in one and `learning_rate` the
     rate after so many updates, both to be logged. Intervals are in steps, 0 means never. At the same step a state is
-    saved before `events` see it. Raises TrainingError when the loss or the weights are not finite; the last saved state
-    is then intact.
+    saved before `events` see it; then `enough` is asked with the metrics whether to end here. Raises TrainingError when
+    more than `skips` steps in a row, or all, have metrics that are not finite, with what was `heard` in them, or
+    when the weights are not finite; the last saved state is then intact.
     """
     begin = step = saved = int(state.step)
-    window, values = [], {}
+    alone = jax.process_count() == 1
+    window, values, run, what, over = [], {}, 0, "", None
     with _signals() as caught, _progress(step, steps) as show, _log(log_path, step) as write:
         since = time.perf_counter()
         try:
-            while step < steps and not caught:
+            while step < steps and over is None:
                 state, metrics = train_step(state, next(batches))
                 step += 1
+                over = caught(step)
                 window.append(metrics)
-                save_due = step == steps or bool(caught) or (save_every > 0 and step % save_every == 0)
+                save_due = step == steps or over is not None or (save_every > 0 and step % save_every == 0)
                 due = [event for event in events if event.steps and step % event.steps == 0]
                 if (log_every and step % log_every == 0) or save_due or due:  # a loss is seen before its state is saved
                     window = jax.device_get(window)
-                    values = {name: float(sum(m[name] for m in window) / len(window)) for name in metrics}
+                    bad = [_not_finite(m) for m in window]
+                    means = _means([m for m, name in zip(window, bad, strict=True) if name is None])
                     if learning_rate is not None:
-                        values["learning_rate"] = float(learning_rate(step - 1))
-                    rate = len(window) / (time.perf_counter() - since)
-                    row = {"step": step, **values, "steps_per_s": rate, "audio_s_per_s": rate * seconds_per_step}
-                    write(row)
-                    show(step, row)
-                    for at, logged in enumerate(window, step - len(window) + 1):
-                        if not math.isfinite(logged["loss"]):
-                            raise _diverged(f"the loss is {logged['loss']} at step {at}", at - 1, begin)
+                        means["learning_rate"] = float(learning_rate(step - 1))
+                    values |= means
+                    rate, skipped = len(window) / (time.perf_counter() - since), sum(name is not None for name in bad)
+                    speed = {"steps_per_s": rate, "audio_s_per_s": rate * seconds_per_step}
+                    write({"step": step, **means, "skipped": skipped, **speed})
+                    show(step, {**values, **speed})
+                    for at, (name, logged) in enumerate(zip(bad, window, strict=True), step - len(window) + 1):
+                        run = 0 if name is None else run + 1
+                        what = f"the {name} is {logged[name]} at step {at}" if run == 1 else what
+                        if run > skips or run == steps - begin:
+                            many = f" and in all steps up to {at} something is not finite" if run > 1 else ""
+                            files = heard(range(at - run + 1, at + 1))
+                            raise _diverged(f"{what}{many}{f' (heard: {files})' if files else ''}", at - run, begin)
+                    if skipped and jax.process_index() == 0:
+                        warnings.warn(
+                            f"{skipped} of the {len(window)} steps up to {step} had a loss or gradient that is not "
+                            f"finite and changed nothing",
+                            stacklevel=2,
+                        )
                     window, since = [], time.perf_counter()
                 before = time.perf_counter()
                 if save_due or due:
@@ -88,11 +115,17 @@ def loop(
                     saved = step  # or cannot be: then it is not tried again
                     save(state)
                 for event in due:
-                    event.call(state, values)
+                    found = event.call(state, values)
+                    if isinstance(found, Mapping):
+                        values |= found
+                        write({"step": step, **found})
+                if save_due and over is None and enough(step, values):
+                    steps = step
                 since += time.perf_counter() - before  # saving and what else is due are not training time
-        except BaseException as error:  # no finished step is lost, unless the state itself is what broke
+                over = caught(step) if alone else over  # a signal may have come meanwhile
+        except BaseException as error:  # no finished step is lost, unless the state is what broke, or others save too
             broken = isinstance(error, TrainingError | MemoryError | jax.errors.JaxRuntimeError)
-            if not broken and not any(x.is_deleted() for x in jax.tree.leaves(state)):
+            if alone and not broken and not any(x.is_deleted() for x in jax.tree.leaves(state)):
                 with contextlib.suppress(Exception):
                     if int(state.step) > saved and math.isfinite(_square(state)):
                         save(state)
@@ -100,7 +133,18 @@ def loop(
         if saved != step:
             _check_weights(state, step, begin)
             save(state)
-    return state, caught[0] if caught else None
+    return state, over
+
+
+def _not_finite(metrics: Mapping[str, Any]) -> str | None:
+    """The first metric that is not finite, the loss before others, None where the step counts."""
+    return next((name for name in ("loss", *metrics) if not math.isfinite(metrics[name])), None)
+
+
+def _means(window: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """The mean of every metric but the number of skipped steps."""
+    names = [name for name in (window[0] if window else ()) if name != "skipped"]
+    return {name: float(sum(m[name] for m in window) / len(window)) for name in names}
 
 
 @jax.jit
@@ -130,7 +174,10 @@ def _diverged(what: str, updates: int, begin: int) -> TrainingError:
 
 @contextlib.contextmanager
 def _log(path: Path | None, step: int) -> Iterator[Callable[[dict], None]]:
-    """Appends rows to a file of JSON lines, after those up to `step`: later ones are done again and are cut off."""
+    """Appends rows to a file of JSON lines, after those up to `step`: later ones are done again and are cut off.
+
+    Rows that cannot be written, as on a full disk, are warned of once and written with a later one.
+    """
     if path is None:
         yield lambda row: None
         return
@@ -146,34 +193,49 @@ def _log(path: Path | None, step: int) -> Iterator[Callable[[dict], None]]:
     if kept != there:
         with atomic(path) as temporary:
             temporary.write_text(kept, encoding="utf-8")
+    waiting, told = b"", False
     with path.open("ab", buffering=0) as file:
 
         def write(row: dict) -> None:
+            nonlocal waiting, told
+            waiting += f"{json.dumps(row)}\n".encode()
             try:
-                file.write(f"{json.dumps(row)}\n".encode())
+                while waiting:
+                    waiting = waiting[file.write(waiting) :]
             except OSError as error:
-                error.filename = str(path)
-                raise
+                if not told:
+                    warnings.warn(f"{path}: cannot be written ({error.strerror}); training goes on", stacklevel=2)
+                told = True
 
         yield write
 
 
 @contextlib.contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM instead of dying; a second SIGINT interrupts as usual. Off the main thread, where
-    Python allows no handlers, signals do what they did before."""
+def _signals() -> Iterator[Callable[[int], int | None]]:
+    """What says after each step whether SIGINT or SIGTERM came, collected instead of dying of them; a second SIGINT
+    interrupts as usual. Off the main thread, where Python allows no handlers, signals do what they did before.
+
+    Of several processes jax itself catches SIGTERM, and they agree on a step that none of them has begun; a SIGINT is
+    passed on as one.
+    """
     caught: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield caught
-        return
+    several = jax.process_count() > 1
 
     def note(number: int, _frame) -> None:
-        caught.append(number)
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        if several:
+            os.kill(os.getpid(), signal.SIGTERM)
+        else:
+            caught.append(number)
 
-    before = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
+    def agreed(step: int) -> int | None:
+        return signal.SIGTERM if multihost_utils.reached_preemption_sync_point(step) else None
+
+    main = threading.current_thread() is threading.main_thread()
+    mine = [signal.SIGINT] if several else [signal.SIGINT, signal.SIGTERM]
+    before = {s: signal.signal(s, note) for s in mine} if main else {}
     try:
-        yield caught
+        yield agreed if several else lambda step: caught[0] if caught else None
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -181,8 +243,8 @@ def _signals() -> Iterator[list[int]]:
 
 @contextlib.contextmanager
 def _progress(step: int, steps: int) -> Iterator[Callable[[int, dict[str, float]], None]]:
-    """A progress bar on a terminal; elsewhere a line for every tenth of the run."""
-    console = Console(stderr=True)
+    """A progress bar on a terminal; elsewhere a line for every tenth of the run. One of several processes shows it."""
+    console = Console(stderr=True, quiet=jax.process_index() > 0)
     columns = (TextColumn("step {task.completed:.0f}/{task.total:.0f}"), BarColumn(), TextColumn("{task.description}"))
     with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as progress:
         bar = progress.add_task("compiling", total=steps, completed=step)
@@ -191,7 +253,8 @@ def _progress(step: int, steps: int) -> Iterator[Callable[[int, dict[str, float]
         def show(step: int, row: dict[str, float]) -> None:
             nonlocal shown, begin
             begin = begin or (time.perf_counter(), step)
-            text = f"loss {row['loss']:.4f}  {row['steps_per_s']:.2f} steps/s  {row['audio_s_per_s']:.1f} audio-s/s"
+            text = f"loss {row.get('loss', math.nan):.4f}  {row['steps_per_s']:.2f} steps/s  "
+            text += f"{row['audio_s_per_s']:.1f} audio-s/s"
             text += f"  learning rate {row['learning_rate']:.1e}" if "learning_rate" in row else ""
             progress.update(bar, completed=step, description=text)
             if not console.is_terminal and (step - shown >= steps / 10 or step == steps):
