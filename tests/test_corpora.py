@@ -446,6 +446,9 @@ def test_long_recordings_are_packed_in_pieces_and_what_is_bad_is_listed(kinds, t
     assert "bad.wav: not a sound file" in bad and "many.wav: has 9 channels, a shard keeps at most 8" in many
     with pytest.raises(AudioError, match="out: is there already"):
         pack(packed, tmp_path / "out")
+    with pytest.raises(SystemExit) as done:
+        main(["pack", str(kinds), "--out", str(tmp_path / "out")])
+    assert done.value.code == 2
     assert not list(tmp_path.glob(".*"))
 
 

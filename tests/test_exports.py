@@ -128,7 +128,7 @@ def test_what_cannot_be_exported_is_one_sentence(generator, tmp_path, capsys):
         (["--out", "m.stablehlo"], "an exported model is a .safetensors file; .* add --stablehlo"),
         (["--out", "m.safetensors", "--seconds", "1"], "--seconds: is for a program; add --stablehlo"),
         (["--out", "m.stablehlo", "--stablehlo", "--half"], "--half: is for weights"),
-        (["--out", str(ROOT / "README.md")], "an exported model is a .safetensors file"),
+        (["--out", str(ROOT / "README.md"), "--overwrite"], "an exported model is a .safetensors file"),
     ]:
         with pytest.raises(SystemExit) as end:
             main(["export", "denoise-16k", *options])

@@ -441,7 +441,9 @@ def test_a_batch_in_parts_has_the_loss_and_gradient_of_the_whole_and_needs_less_
             program = jax.jit(update).lower(state, batch, key).compile()
             after, metrics = program(state, batch, key)
             made.append((jax.tree.map(jnp.subtract, state.params, after.params), metrics["loss"], after.extra))
-            memory.append(program.memory_analysis().temp_size_in_bytes)
+            analysis = program.memory_analysis()
+            assert analysis is not None
+            memory.append(analysis.temp_size_in_bytes)
         for other in made[1:]:
             for x, y in zip(jax.tree.leaves(made[0]), jax.tree.leaves(other), strict=True):
                 assert max_relative(y, x) <= 2e-5

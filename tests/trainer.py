@@ -84,7 +84,9 @@ def counting():
     import jax.numpy as jnp
     import optax
 
-    ones = lambda gradient, state, params=None: (jax.tree.map(jnp.ones_like, gradient), state)  # noqa: E731
+    def ones(updates, state, params=None):
+        return jax.tree.map(jnp.ones_like, updates), state
+
     return optax.GradientTransformation(lambda params: (), ones)
 
 

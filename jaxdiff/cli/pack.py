@@ -32,6 +32,8 @@ class Pack:
     """show the traceback of an error"""
 
     def run(self) -> int:
+        if self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
+            raise ValueError(f"--out {self.out}: is there already; give a new or empty folder")
         from jaxdiff.data import open_corpus
         from jaxdiff.data.packing import pack
 
