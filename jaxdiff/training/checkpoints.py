@@ -107,8 +107,8 @@ class Saver:
                 writer.close()
             if jax.process_index() == 0:
                 _seal(folder)
-                for step in _steps(self.directory)[: None if self.keep is None else -self.keep]:
-                    if self.keep is not None and step != self.best:
+                for step in [] if self.keep is None else _steps(self.directory)[: -self.keep]:
+                    if step != self.best:
                         shutil.rmtree(self.directory / str(step), ignore_errors=True)
             self._problem = None
         except Exception as error:  # whatever it is, training does not need this save
