@@ -358,6 +358,7 @@ def test_what_does_not_fit_is_refused_in_one_sentence(older, options, sentence):
         begun(older, **options)
 
 
+@pytest.mark.slow
 def test_a_partial_beginning_takes_what_fits_and_says_what_is_new(older):
     other: dict[str, Any] = {"network": {"depth": 3}, "representation": {"kind": "patches", "size": 32}}
     params, normalization, said = begun(older, (), train={"init_partial": True, "seed": 7}, **other)
