@@ -26,7 +26,7 @@ import tyro
 
 from jaxdiff.cli.listen import Listen
 from jaxdiff.data import AudioError
-from jaxdiff.evaluation.listening import anchors, design, make, orders, plan, store
+from jaxdiff.evaluation.listening import anchors, checks, design, make, orders, plan, store
 
 ROOT = Path(__file__).parent.parent
 RATE = 16_000
@@ -110,11 +110,25 @@ def test_orders_are_balanced_in_place_and_in_what_follows_what(count):
         assert many != [tuple(orders.balanced_order(count, session, (9, 5))) for session in range(20 * count)]
 
 
+@pytest.mark.parametrize(("count", "checked"), [(1, 1), (7, 7), (9, 2), (20, 3), (4, 0)])
+def test_checks_stand_apart_and_never_first(count, checked):
+    others, among = list(range(count)), list(range(100, 100 + checked))
+    rows = [orders.interspersed(others, among, session, (9, 4)) for session in range(200)]
+    for row in rows:
+        assert [i for i in row if i < 100] == others and sorted(i for i in row if i >= 100) == among
+        places = [place for place, i in enumerate(row) if i >= 100]
+        assert all(after - before > 1 for before, after in pairwise([-1, *places]))
+    assert rows == [orders.interspersed(others, among, session, (9, 4)) for session in range(200)]
+    if checked > 1:  # each check stands in each part
+        assert {row.index(among[0]) * checked // len(row) for row in rows} == set(range(checked))
+
+
 # The YAML -----------------------------------------------------------------------------------------------------------
 
 
 def mistakes(folders):
     ours = str(folders["ours"])
+    clip = str(folders["ours"] / "take 0.wav")
     many = {f"system {k}": str(folders["clean"].parent / str(k)) for k in range(9)}
     for folder in many.values():
         Path(folder).mkdir(exist_ok=True)
@@ -147,7 +161,17 @@ def mistakes(folders):
         (tree(folders, excerpts="4"), "excerpts: expected keys and values, got '4'"),
         (tree(folders, repeats="0"), "repeats: expected a whole number from 1 to 50, got '0'"),
         (tree(folders, repeats="3"), "repeats: at most the 2 screens of the test can be shown twice, got 3"),
-        (tree(folders, kind="mos", excerpts={"count": "99"}), "the test would have 301 screens, at most 200"),
+        (tree(folders, kind="mos", excerpts={"count": "99"}), "the test would have 361 screens, at most 200"),
+        (tree(folders, traps="2"), "traps: belong to a mos test, got kind mushra; leave them out"),
+        (tree(folders, kind="abx", gold="1"), "gold: belong to a mos test, got kind abx; leave them out"),
+        (tree(folders, kind="mos", traps="-1"), "traps: expected a whole number from 0 to 50, or files .* got '-1'"),
+        (tree(folders, kind="mos", gold=["1"]), "gold: expected a whole number from 0 to 50, or files .* got a list"),
+        (tree(folders, kind="mos", traps="51"), "traps: expected a whole number from 0 to 50, got '51'"),
+        (tree(folders, kind="mos", traps="6", gold="2"), "traps: 6 trap and 2 gold clips .* between 7 screens; take"),
+        (tree(folders, kind="mos", gold="2", reference=None), "gold: is made from the reference, which is missing"),
+        (tree(folders, kind="mos", traps={"two.wav": "2"}), "traps: two.wav is no file; give a sound file and its"),
+        (tree(folders, kind="mos", gold={clip: "6"}), "gold.take 0.wav: expected a whole number from 1 to 5, got '6'"),
+        (tree(folders, kind="mos", traps={}), "traps: expected 1 to 50 files, got 0"),
         (tree(folders, loudness="-3"), "loudness: expected a number from -50 to -10, got '-3'"),
         (tree(folders, seed="-1"), r"seed: expected a whole number from 0 to 2\^32 - 1, got '-1'"),
         (tree(folders, title=""), "title: expected a text, got nothing"),
@@ -178,13 +202,17 @@ def test_every_mistake_has_one_sentence(folders, tmp_path):
         design.read_design(tmp_path / "nowhere.yaml")
 
 
-def test_the_example_can_be_read_where_its_folders_are(tmp_path, monkeypatch):
+def test_the_examples_can_be_read_where_its_folders_are(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for folder in ("data/clean", "data/noisy", "out/denoise-16k"):
         (tmp_path / folder).mkdir(parents=True)
     found = design.read_design(ROOT / "configs" / "listen" / "mushra.yaml")
     assert found.screens() == [("reference", "anchor35", "noisy", "denoise-16k")]
     assert (found.excerpts.count, found.seed, found.loudness) == (8, 2026, -23.0)
+    found = design.read_design(ROOT / "configs" / "listen" / "mos.yaml")
+    assert (found.kind, found.traps, found.gold) == ("mos", 3, 3)
+    usual = design.parse_design({"kind": "mos", "systems": {"noisy": "data/noisy"}, "reference": "data/clean"})
+    assert (usual.traps, usual.gold) == (2, 2)  # of 17 screens
 
 
 def test_values_are_read_as_their_keys_say(folders, tmp_path):
@@ -340,6 +368,155 @@ def test_files_that_are_not_there_are_told(tmp_path):
     (tmp_path / "full" / "thesis.txt").write_text("precious")
     with pytest.raises(design.DesignError, match="is there already and not an empty folder"):
         make.make_test(design.parse_design(options), tmp_path / "full")
+
+
+# Clips whose right score is known -----------------------------------------------------------------------------------
+
+
+def beeps(y: np.ndarray, rate: int) -> int:
+    """How many sounds follow the last silence of 0.4 s, counted by the envelope."""
+    envelope = np.sqrt(np.convolve(y**2, np.ones(rate // 50) / (rate // 50), "same"))
+    loud = envelope > 0.1 * envelope.max()
+    edges = np.diff(np.concatenate([[0], loud, [0]]))
+    begins, ends = np.flatnonzero(edges == 1), np.flatnonzero(edges == -1)
+    return len(begins) - 1 - np.flatnonzero(begins[1:] - ends[:-1] > 0.4 * rate)[-1]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5])
+def test_beeps_are_counted_in_clips_of_any_length(count):
+    rng = np.random.default_rng(count)
+    for seconds, length in ((10.0, 10.0), (1.0, 0.5 + 0.5 + 0.5 * count)):  # a short one keeps its half and grows
+        y = 0.05 * rng.standard_normal((2, round(seconds * RATE)))
+        made = checks.with_beeps(y, count, RATE, -23.0)
+        assert made.shape == (2, round(length * RATE))
+        np.testing.assert_array_equal(made[:, : RATE // 3], y[:, : RATE // 3])
+        assert beeps(made[0], RATE) == count
+        tone = made[:, -RATE // 2 :][:, : RATE // 4]
+        meter = pyloudnorm.Meter(RATE)
+        assert meter.integrated_loudness(np.tile(tone, 8).T) == pytest.approx(-23, abs=0.5)
+        assert np.abs(np.fft.rfft(tone[0])).argmax() == 250  # 4 Hz each
+
+
+@pytest.fixture(scope="module")
+def mos(tmp_path_factory):
+    """A made MOS test of 6 s clips at 8 kHz with five traps and two gold clips."""
+    folder = tmp_path_factory.mktemp("mos")
+    folders = write_folders(folder, files=3, seconds=6.0, rate=8000)
+    wanted = tree(folders, kind="mos", excerpts={"count": "2", "seconds": "6"}, traps="5", gold="2")
+    make.make_test(design.parse_design(wanted), folder / "test")
+    return folder / "test", folders
+
+
+@pytest.mark.slow
+def test_traps_say_their_score_and_gold_has_it(mos):
+    folder, folders = mos
+    test, sounds = plan.load_test(folder), heard(folder)
+    known = [page for page in test.key["pages"] if "expected" in page]
+    assert len(known) == 7 and {page["item"]: page["expected"] for page in known} == test.expected
+    traps, gold = {}, {}
+    for page in known:
+        ((name, system),) = page["sounds"].items()
+        y = sounds[name]
+        assert pyloudnorm.Meter(8000).integrated_loudness(y) == pytest.approx(-23, abs=0.1)
+        assert page["seconds"] == len(y) / 8000 == 6.0 and not page["training"]  # as long as all others
+        (traps if system == "trap" else gold)[page["expected"]] = y, page["item"]
+    assert {score: beeps(y, 8000) for score, (y, _) in traps.items()} == {score: score for score in range(1, 6)}
+    assert set(gold) == {1, 5}
+    for score, (y, item) in gold.items():
+        (source,) = re.findall(r"\((.*)\)", item)
+        clean, _ = soundfile.read(folders["clean"] / f"{source}.wav")
+        if score == 1:  # what is left of the sound below 1 kHz, and noise as strong as that
+            sos = scipy.signal.butter(12, 1070, fs=8000, output="sos")
+            clean = scipy.signal.sosfiltfilt(sos, clean)
+        clean, y = clean[80:-80], y[80:-80]  # between the fades
+        gain = np.vdot(clean, y) / np.vdot(clean, clean)
+        noise = np.sum((y - gain * clean) ** 2) / np.sum((gain * clean) ** 2)
+        assert noise == pytest.approx(1, abs=0.1) if score == 1 else noise < 1e-4
+        high = np.sum(np.abs(np.fft.rfft(y))[9000:] ** 2) / np.sum(np.abs(np.fft.rfft(y)) ** 2)  # above 1.5 kHz
+        assert score == 5 or 0.25 < high < 0.4  # half the power is noise, which is white: 0.5 x 2.5 kHz / 4 kHz
+    (training,) = {page["item"] for page in test.key["pages"] if page["training"]}
+    assert not any(training in item for item in test.expected)
+    public = json.loads((folder / "test.json").read_text())
+    assert "count them" in public["traps"]
+    assert {frozenset(page) for page in public["pages"]} == {frozenset({"page", "training", "sounds"})}
+    assert len({len(page["sounds"]) for page in public["pages"]}) == 1
+    for number in range(10):
+        pages = [page for page in test.plan(number) if not page.training]
+        places = [k for k, page in enumerate(pages) if page.page in {page["page"] for page in known}]
+        assert len(pages) == 14 and len(places) == 7
+        assert all(after - before > 1 for before, after in pairwise([-1, *places]))
+
+
+@pytest.mark.slow
+def test_who_ignores_the_beeps_is_left_out(mos, tmp_path, capsys):
+    folder = shutil.copytree(mos[0], tmp_path / "test")
+    test = plan.load_test(folder)
+    keys = {page["page"]: page for page in test.key["pages"]}
+
+    def vote(who: str, page: plan.Page) -> int:
+        key = keys[page.page]
+        (system,) = key["sounds"].values()
+        honest = {"reference": 5, "ours": 4, "theirs": 2, "gold": key.get("expected")}
+        if system == "trap":
+            return 3 if who == "deaf to beeps" else key["expected"]
+        return 4 if who == "easily pleased" and system == "gold" else honest[system]
+
+    with contextlib.closing(store.Store(folder / store.DATABASE)) as kept:
+        for k, who in enumerate(("careful", "deaf to beeps", "easily pleased", "attentive")):
+            name = f"{k:032x}"
+            kept.begin(name, who)
+            for page in test.plan(k):
+                kept.leave(name, page.page, {page.sounds[0]: store.Answer(vote(who, page), 7.0, 1)}, 7.0)
+            kept.finish(name, {})
+    assert command("report", folder) == 0
+    facts = json.loads((folder / "report.json").read_text())
+    assert {row["listener"]: row["reasons"] for row in facts["listeners"]} == {
+        "careful": [],
+        "attentive": [],
+        "deaf to beeps": ["answered 4 trap clips with another score than the one that was asked for"],
+        "easily pleased": ["missed the known score of 1 gold clip by more than 1"],
+    }
+    means = {row["system"]: row["mean"]["estimate"] for row in facts["systems"]}
+    assert means == {"reference": 5, "ours": 4, "theirs": 2}
+    assert len(facts["items"]) == 2
+    assert {(row["system"], row["expected"], row["ratings"], row["missed"]) for row in facts["checks"]} == {
+        *(("trap", score, 4, int(score != 3)) for score in range(1, 6)),
+        *(("gold", score, 4, int(score == 1)) for score in (1, 5)),
+    }
+    assert not any("No right score" in note for note in facts["notes"])
+    html = (folder / "report.html").read_text()
+    assert "5 trap and 2 gold clips" in html and "Traps and gold" in html
+
+
+@pytest.mark.slow
+def test_own_traps_and_usual_numbers(tmp_path):
+    folders = write_folders(tmp_path, files=2, seconds=0.8)
+    rng = np.random.default_rng(1)
+    said = 0.3 * rng.standard_normal((9600, 2)) * np.linspace(0, 1, 9600)[:, None]
+    soundfile.write(tmp_path / "say two.wav", said, 12_000)
+    options = tree(folders, kind="mos", excerpts={"count": "1"}, traps={str(tmp_path / "say two.wav"): "2"}, gold="0")
+    made = make.make_test(design.parse_design(options), tmp_path / "test")
+    assert (made.screens, made.sounds, made.traps, made.gold) == (3 + 4 + 1, 8, 1, 0)
+    test, sounds = plan.load_test(tmp_path / "test"), heard(tmp_path / "test")
+    assert test.expected == {"trap 1 (say two)": 2.0} and test.seconds["trap 1 (say two)"] == 0.8
+    assert "tells you which answer" in test.public["traps"]
+    (name,) = test.key["pages"][-1]["sounds"]
+    assert soundfile.info(tmp_path / "test" / "sounds" / f"{name}.wav").samplerate == 12_000
+    assert np.corrcoef(sounds[name][100:-100, 0], said[100:-100, 0])[0, 1] > 0.999
+    assert pyloudnorm.Meter(12_000).integrated_loudness(sounds[name]) == pytest.approx(-23, abs=0.1)
+    for seconds, channels, sentence in ((0.3, 1, "has 0.30 s, 0.5 to 60 s are played"), (1, 3, "has 3 channels")):
+        soundfile.write(tmp_path / "say two.wav", np.ones((round(12_000 * seconds), channels)), 12_000)
+        with pytest.raises((design.DesignError, AudioError), match=sentence):
+            make.make_test(design.parse_design(options), tmp_path / "refused")
+    for changes, numbers in (
+        ({"kind": "mos"}, (1, 1)),  # of 2 x 3 + 1 screens
+        ({"kind": "mos", "excerpts": {"count": "8"}}, (3, 3)),  # of 25
+        ({"kind": "mos", "reference": None}, (1, 0)),
+        ({"kind": "mos", "traps": "0", "gold": "0"}, (0, 0)),
+        ({"kind": "mushra"}, (0, 0)),
+    ):
+        found = design.parse_design(tree(folders, **changes))
+        assert (found.traps, found.gold) == numbers
 
 
 # Plans and what answers mean ----------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ import soundfile
 
 from jaxdiff.evaluation.listening.design import parse_design
 from jaxdiff.evaluation.listening.make import make_test
+from jaxdiff.evaluation.listening.panel import screen
 from jaxdiff.evaluation.listening.plan import load_test
 from jaxdiff.evaluation.listening.store import DATABASE, Store
 
@@ -306,7 +307,7 @@ def compared(page, key) -> int:
 
 # What each kind is told: the true answer of an ABX page, and that "ours" is the better of every pair.
 GIVEN = {
-    "mos": lambda page, key: 2 + (key["sounds"][page.sounds[0]] == "ours"),
+    "mos": lambda page, key: key.get("expected", 2 + (key["sounds"][page.sounds[0]] == "ours")),
     "cmos": compared,
     "abx": lambda page, key: int(key["sounds"][page.sounds[1]] == key["open"][page.open]),
     "preference": lambda page, key: 1 if key["sounds"][page.sounds[1]] == "ours" else -1,
@@ -330,6 +331,10 @@ def test_a_session_of_every_other_kind_is_finished(kind, serve, browser):
     for number, page in enumerate(test.plan(0)):
         browser.wait("!document.getElementById('trial').hidden && !document.getElementById('play').disabled")
         assert browser.ask("document.getElementById('choices').disabled")
+        told = browser.ask(
+            "document.getElementById('traps').checkVisibility() && document.getElementById('traps').innerText"
+        )
+        assert "count them" in told if kind == "mos" else not told
         if page.open:
             hear(browser, "#open")
         for place in range(len(page.sounds)):
@@ -343,6 +348,10 @@ def test_a_session_of_every_other_kind_is_finished(kind, serve, browser):
     ratings = test.ratings(store.sessions(finished_only=True))
     store.close()
     assert len(ratings) == sum(not page.training for page in test.plan(0))
+    known = [r for r in ratings if r.item in test.expected]
+    assert sorted(r.system for r in known) == (["gold", "trap"] if kind == "mos" else [])
+    assert screen(ratings, kind, expected=test.expected, durations=test.seconds).excluded == {}
+    ratings = [r for r in ratings if r not in known]
     assert {(r.system, int(r.score)) for r in ratings} <= SCORES[kind]
     assert {r.system for r in ratings} == {system for system, _ in SCORES[kind]}
     assert not browser.complaints

@@ -21,7 +21,8 @@ class Make:
     """Make a listening test: excerpts of equal loudness under blind names, from folders of files of the same names."""
 
     config: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="CONFIG.yaml")]
-    """YAML with kind, systems, reference, excerpts, anchors, repeats, loudness, seed, title, instructions, questions"""
+    """YAML with kind, systems, reference, excerpts, anchors, repeats, traps, gold, loudness, seed, title, instructions,
+    question, questions"""
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")]
     """a new folder for the test"""
     debug: bool = False
@@ -35,8 +36,9 @@ class Make:
         design = read_design(expand(self.config))
         made = make_test(design, expand(self.out))
         quiet = f", {made.quietest:.1f} where peaks allow no more" if made.quietest < design.loudness - 0.05 else ""
+        known = f" ({made.traps} traps and {made.gold} gold clips among them)" if made.traps + made.gold else ""
         print(
-            f"{self.out}: a {design.kind} test of {made.screens} screens, {made.sounds} sounds of "
+            f"{self.out}: a {design.kind} test of {made.screens} screens{known}, {made.sounds} sounds of "
             f"{design.loudness:.1f} LUFS{quiet}; to go on:\n  jaxdiff listen serve {shlex.quote(str(self.out))}"
         )
         return 0
@@ -96,7 +98,7 @@ class Report:
             sessions = store.sessions(finished_only=not self.unfinished)
         ratings = test.ratings(sessions)
         title = test.public["title"]
-        report = listening_report(ratings, test.kind, title=title, durations=test.seconds)
+        report = listening_report(ratings, test.kind, title=title, expected=test.expected, durations=test.seconds)
         texts = {
             "report.html": report.html,
             "report.json": json.dumps(report.facts, indent=1, ensure_ascii=False),

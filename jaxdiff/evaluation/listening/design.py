@@ -12,7 +12,7 @@ import difflib
 import math
 import secrets
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ LARGEST_SCREEN = 12  # signals, the open reference among them (BS.1534-3, sectio
 LARGEST_TEST = 200  # screens
 SHORTEST = 0.5  # seconds of an excerpt and of a loop
 _TRAINING_SCREENS = 3  # at most
+_CHECKED = 10  # screens to which one trap and one gold clip are added, as in the open implementation of P.808
 _ASK = {
     "mushra": "How good is the quality of each sound, compared with the reference?",
     "mos": "How good is the quality of this sound?",
@@ -50,12 +51,17 @@ class Excerpts:
     start: float
 
 
+Checks = int | Mapping[Path, int]  # how many are made, or files and the score that is right for each
+
+
 @dataclass(frozen=True)
 class Design:
     """A listening test as it is wanted.
 
     `systems` and `reference` are folders with files of the same names. `anchors` are cut-offs in Hz. `repeats` screens
-    are shown twice. `loudness` is what every copy has, in LUFS. `questions`, asked at the end, have choices.
+    are shown twice. `traps` and `gold` are the clips of a MOS test whose right score is known (`checks.py`): how many
+    are made, or own files with their scores. `loudness` is what every copy has, in LUFS. `questions`, asked at the end,
+    have choices.
     """
 
     kind: Kind
@@ -64,6 +70,8 @@ class Design:
     excerpts: Excerpts
     anchors: tuple[int, ...]
     repeats: int
+    traps: Checks
+    gold: Checks
     loudness: float
     seed: int
     title: str
@@ -86,6 +94,10 @@ class Design:
     def training(self) -> int:
         """How many screens the training has; its excerpt is used for nothing else."""
         return min(len(self.screens()), _TRAINING_SCREENS)
+
+    def tested(self) -> int:
+        """How many screens compare systems, the repeated ones among them."""
+        return self.excerpts.count * len(self.screens()) + self.repeats
 
 
 # From YAML ----------------------------------------------------------------------------------------------------------
@@ -132,7 +144,11 @@ def parse_design(tree: Any) -> Design:
         found["anchors"] = tuple(ANCHORS) if kind == "mushra" else ()
     if found["seed"] is None:
         found["seed"] = secrets.randbits(32)
-    design = Design(kind=kind, **{**found, "question": found["question"] or _ASK[kind]})
+    wanted = {key: found[key] for key in ("traps", "gold")}
+    design = Design(kind=kind, **{**found, "question": found["question"] or _ASK[kind], "traps": 0, "gold": 0})
+    each = math.ceil(design.tested() / _CHECKED) if kind == "mos" else 0
+    usual = {"traps": each, "gold": 0 if design.reference is None else each}
+    design = replace(design, **{key: usual[key] if value is None else value for key, value in wanted.items()})
     _check(design)
     return design
 
@@ -157,10 +173,20 @@ def _check(design: Design) -> None:
             f"and the hidden reference) is more than the {LARGEST_SCREEN} of BS.1534; leave out "
             f"{signals - LARGEST_SCREEN}"
         )
-    tested = design.excerpts.count * len(design.screens())
-    if design.repeats > tested:
-        raise DesignError(f"repeats: at most the {tested} screens of the test can be shown twice, got {design.repeats}")
-    whole = tested + design.repeats + design.training()
+    once = design.tested() - design.repeats
+    if design.repeats > once:
+        raise DesignError(f"repeats: at most the {once} screens of the test can be shown twice, got {design.repeats}")
+    traps, gold = (checks if isinstance(checks, int) else len(checks) for checks in (design.traps, design.gold))
+    if kind != "mos" and traps + gold:
+        raise DesignError(f"{'traps' if traps else 'gold'}: belong to a mos test, got kind {kind}; leave them out")
+    if isinstance(design.gold, int) and gold and design.reference is None:
+        raise DesignError("gold: is made from the reference, which is missing; give its folder, or own files")
+    if traps + gold > design.tested():
+        raise DesignError(
+            f"{'traps' if traps >= gold else 'gold'}: {traps} trap and {gold} gold clips cannot stand apart between "
+            f"{design.tested()} screens; take fewer of them"
+        )
+    whole = design.tested() + design.training() + traps + gold
     if whole > LARGEST_TEST:
         raise DesignError(
             f"excerpts.count: the test would have {whole} screens, at most {LARGEST_TEST} are reasonable; take fewer "
@@ -274,6 +300,26 @@ def _anchors(value: Any, key: str) -> tuple[int, ...]:
     return tuple(sorted(known[one] for one in values))
 
 
+def _checks(value: Any, key: str) -> Checks:
+    """How many clips, or sound files by path with their right scores."""
+    if not isinstance(value, Mapping):
+        if isinstance(value, str) and value.isdecimal():
+            return _number(0, 50, whole=True)(value, key)
+        raise DesignError(
+            f"{key}: expected a whole number from 0 to 50, or files and their scores, like {{say_two.wav: 2}}, got "
+            f"{_shown(value)}"
+        )
+    if not 1 <= len(value) <= 50:
+        raise DesignError(f"{key}: expected 1 to 50 files, got {len(value)}")
+    found: dict[Path, int] = {}
+    for name, score in value.items():
+        path = expand(_text(4096)(name, key))
+        if not path.is_file():
+            raise DesignError(f"{key}: {path} is no file; give a sound file and its score")
+        found[path] = _number(1, 5, whole=True)(score, f"{key}.{path.name}")
+    return found
+
+
 def _excerpts(value: Any, key: str) -> Excerpts:
     tree = _group(value, f"{key}.", _EXCERPT_KEYS)
     return Excerpts(
@@ -306,6 +352,8 @@ _KEYS: _Readers = {
     "excerpts": (_excerpts, Excerpts(8, 10.0, 0.0)),
     "anchors": (_anchors, None),
     "repeats": (_number(1, 50, whole=True), 1),
+    "traps": (_checks, None),
+    "gold": (_checks, None),
     "loudness": (_number(-50, -10), -23.0),
     "seed": (_number(0, 2**32 - 1, whole=True), None),
     "title": (_text(100), "Listening test"),

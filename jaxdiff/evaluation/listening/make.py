@@ -4,6 +4,8 @@
     DIR/key.json    what the listeners may not know: which sound is which system; it is never served
     DIR/sounds/     WAV files of 16 bits; a name is 16 random hexadecimal digits
 
+A trap or gold clip of a MOS test is a page like any other, whose right score the key knows.
+
 All copies on a screen have the same rate, channels, length and loudness, fade in and out by the same 5 ms and are
 written in the order of their names. Each has its own triangular dither, so that not even the file of the hidden
 reference equals that of the open one.
@@ -15,6 +17,7 @@ import secrets
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,8 +30,9 @@ from jaxdiff.data.files import atomic, printable, scan
 from jaxdiff.features import integrated_loudness, true_peak
 
 from .anchors import anchor, lowest_rate
+from .checks import spoiled, with_beeps
 from .design import ANCHORS, SHORTEST, Design, DesignError
-from .panel import REFERENCE
+from .panel import GOLD, REFERENCE, TRAP
 
 FORMAT = 1  # of test.json and key.json
 TEST, KEY, SOUNDS = "test.json", "key.json", "sounds"
@@ -36,6 +40,9 @@ FADE = 0.005  # seconds
 _LATE = 0.1  # seconds by which a system may end before its reference
 _CEILING = -1.0  # dBTP
 _SILENT = -70.0  # LUFS, the gate of the loudness
+_LONGEST = 60.0  # seconds of an own trap or gold clip
+_BEEPS = "If a clip ends with beeps, count them and give their number as your answer, however good the clip is."
+_OWN_TRAPS = "If a clip tells you which answer to give, give that answer, however good the clip is."
 _SCALES = {  # the values that a score can have, with their labels; of MUSHRA the lower ends of the five bands
     "mushra": {80: "Excellent", 60: "Good", 40: "Fair", 20: "Poor", 0: "Bad"},
     "mos": {5: "Excellent", 4: "Good", 3: "Fair", 2: "Poor", 1: "Bad"},
@@ -59,10 +66,12 @@ class Excerpt(NamedTuple):
 
 
 class Made(NamedTuple):
-    """The numbers of a made test: screens (training and repeated ones among them), sounds, and its loudness in LUFS."""
+    """The numbers of a made test: all its screens, its sounds, its traps and gold clips, and its loudness in LUFS."""
 
     screens: int
     sounds: int
+    traps: int
+    gold: int
     quietest: float
 
 
@@ -117,10 +126,19 @@ def _make_in(design: Design, folder: Path) -> Made:
         _write_sounds(folder / SOUNDS, excerpt, written, rng)
         copies += len(written)
     ordered = [pages[place] for place in range(len(screens))]
+    checks = _checks(design, items[1:], rng)
+    for check in checks:
+        clip, level = _levelled(_clip(check, design, found, rng), design.loudness)
+        quietest = min(quietest, level)
+        page = {"page": next(names), "item": check.item, "training": False, "seconds": clip.seconds}
+        page |= {"sounds": {next(names): check.kind}, "open": {}, "expected": check.score}
+        _write_sounds(folder / SOUNDS, clip, page["sounds"], rng)
+        ordered.append(page)
     key = {"format": FORMAT, "seed": design.seed, "secret": secrets.token_hex(16), "pages": ordered}
     _write_json(folder / KEY, key, 0o600)
     _write_json(folder / TEST, _public(design, ordered), 0o644)
-    return Made(len(screens), copies, quietest)
+    traps = sum(check.kind == TRAP for check in checks)
+    return Made(len(ordered), copies + len(checks), traps, len(checks) - traps, quietest)
 
 
 def _public(design: Design, pages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -134,6 +152,7 @@ def _public(design: Design, pages: Sequence[Mapping[str, Any]]) -> dict[str, Any
         "kind": design.kind,
         "title": design.title,
         "instructions": design.instructions,
+        "traps": "" if not design.traps else _BEEPS if isinstance(design.traps, int) else _OWN_TRAPS,
         "question": design.question,
         "scale": [[value, label] for value, label in _SCALES[design.kind].items()],
         "questions": [[question, list(choices)] for question, choices in design.questions.items()],
@@ -149,6 +168,62 @@ def _blind_names(rng: np.random.Generator) -> Iterator[str]:
         if name not in seen:
             seen.add(name)
             yield name
+
+
+# Traps and gold -----------------------------------------------------------------------------------------------------
+
+
+class _Check(NamedTuple):
+    """A clip with a known right score: TRAP or GOLD, made of an excerpt or an own file."""
+
+    item: str
+    kind: str
+    source: str | Path
+    score: int
+
+
+def _checks(design: Design, items: Sequence[str], rng: np.random.Generator) -> list[_Check]:
+    """The trap and gold clips: excerpts come in turn, traps of 1 to 5 in a drawn order, gold clips of 1 and 5."""
+    found, sources = [], cycle(items)
+    for kind, wanted in ((TRAP, design.traps), (GOLD, design.gold)):
+        if isinstance(wanted, int):
+            scores = rng.permutation(np.arange(1, 6)).tolist() if kind == TRAP and wanted else [1, 5]
+            clips = [(next(sources), scores[k % len(scores)]) for k in range(wanted)]
+        else:
+            clips = list(wanted.items())
+        for k, (source, score) in enumerate(clips, 1):
+            name = source.stem if isinstance(source, Path) else source
+            found.append(_Check(printable(f"{kind} {k} ({name})"), kind, source, score))
+    return found
+
+
+def _clip(check: _Check, design: Design, found: Mapping[str, Mapping[str, Path]], rng: np.random.Generator) -> Excerpt:
+    """The own file, or the clip that is made of an excerpt, where a trap begins like a clip of any system."""
+    if isinstance(check.source, Path):
+        return _own_clip(check.source, check.kind)
+    excerpt = _excerpt(design, check.item, found[check.source])
+    if check.kind == TRAP:
+        excerpt, level = _levelled(excerpt, design.loudness)
+        system = list(excerpt.signals)[rng.integers(len(excerpt.signals))]
+        y = with_beeps(excerpt.signals[system], check.score, excerpt.rate, level)
+    else:
+        y = excerpt.signals[REFERENCE]
+        y = y if check.score == 5 else spoiled(y, excerpt.rate, rng)
+    return Excerpt(check.item, {check.kind: y.astype(np.float32)}, excerpt.rate)
+
+
+def _own_clip(path: Path, kind: str) -> Excerpt:
+    """A file, whole, since its message may stand at its end."""
+    info = audio_info(path)
+    if info.channels > 2:
+        raise AudioError(f"{path}: has {info.channels} channels, at most 2 can be played")
+    if info.sample_rate < 4000:
+        raise AudioError(f"{path}: has a rate of {info.sample_rate} Hz, at least 4000 are needed")
+    if not SHORTEST <= info.samples / info.sample_rate <= _LONGEST:
+        raise DesignError(
+            f"{path}: has {info.samples / info.sample_rate:.2f} s, {SHORTEST} to {_LONGEST:g} s are played; cut it so"
+        )
+    return Excerpt(str(path), {kind: read_audio(path, channels="all")}, info.sample_rate)
 
 
 # Sounds -------------------------------------------------------------------------------------------------------------

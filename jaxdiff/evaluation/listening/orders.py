@@ -33,3 +33,20 @@ def balanced_order(count: int, session: int, seed: Sequence[int]) -> list[int]:
     names = np.random.default_rng([*seed, cycle, 0]).permutation(count)
     rows = np.random.default_rng([*seed, cycle, 1 + which]).permutation(count)
     return [int(names[i]) for i in squares[which][rows[row]]]
+
+
+def interspersed(others: Sequence[int], checks: Sequence[int], session: int, seed: Sequence[int]) -> list[int]:
+    """The `others` in their order with the `checks` among them in any order, another one in each session.
+
+    There is one in each of as many equal parts of the session, never two together, and the first is none. There must be
+    no more checks than others.
+
+    >>> interspersed([0, 1, 2, 3, 4, 5], [8, 9], 0, (1,))
+    [0, 1, 2, 9, 3, 4, 8, 5]
+    """
+    rng = np.random.default_rng([*seed, session])
+    found = list(others)
+    parts = np.array_split(np.arange(1, len(others) + 1), max(1, len(checks)))
+    for part, check in zip(reversed(parts), rng.permutation(np.array(checks, int)), strict=False):
+        found.insert(int(rng.choice(part)), int(check))
+    return found

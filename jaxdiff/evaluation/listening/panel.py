@@ -17,6 +17,7 @@ KINDS: tuple[Kind, ...] = ("mushra", "mos", "cmos", "abx", "preference")
 
 REFERENCE, LOW_ANCHOR, MID_ANCHOR = "reference", "anchor35", "anchor70"
 TRAP, GOLD = "trap", "gold"  # MOS clips with a known right answer: one that says it, and one that anybody hears
+_FORGIVEN = {TRAP: 0, GOLD: 1}  # how far beside the right score an answer may be
 WEBMUSHRA_COLUMNS = (
     *("session_test_id", "listener", "session_uuid", "trial_id"),
     *("rating_stimulus", "rating_score", "rating_time", "rating_comment"),
@@ -119,6 +120,12 @@ def _place(system: str) -> tuple[int, str]:
     return places.get(system, 1), system
 
 
+def missed(rating: Rating, expected: Mapping[str, float]) -> bool:
+    """Whether a rating of a trap or gold clip is wrong: not the score that a trap asks for, or over 1 from gold's."""
+    known = rating.system in _FORGIVEN and rating.item in expected
+    return known and abs(rating.score - expected[rating.item]) > _FORGIVEN[rating.system]
+
+
 def screen(
     ratings: Sequence[Rating],
     kind: Kind,
@@ -185,9 +192,7 @@ def screen_mos(
     rows = list(ratings)
     for listener in sorted({listener_of(r) for r in rows}):
         own = [r for r in rows if listener_of(r) == listener]
-        checks = [(r, abs(r.score - expected[r.item])) for r in own if r.item in expected]
-        traps = sum(r.system == TRAP and miss > 0 for r, miss in checks)
-        golds = sum(r.system == GOLD and miss > 1 for r, miss in checks)
+        traps, golds = (sum(r.system == kind and missed(r, expected) for r in own) for kind in (TRAP, GOLD))
         unplayed = sum(r.seconds < durations.get(r.item, 0.0) for r in own)
         votes = [r.score for r in first_ratings(own)]
         variance = float(np.var(votes, ddof=1)) if len(votes) > 1 else math.inf

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from .design import DesignError
 from .make import FORMAT, KEY, SOUNDS, TEST
-from .orders import balanced_order
+from .orders import balanced_order, interspersed
 from .panel import Kind, Rating
 from .store import Session
 
@@ -64,13 +64,20 @@ class ListeningTest:
         """How long the excerpts are, by item."""
         return {page["item"]: page["seconds"] for page in self.key["pages"]}
 
+    @cached_property
+    def expected(self) -> dict[str, float]:
+        """The scores that are right, by item: those of the trap and gold clips."""
+        return {page["item"]: float(page["expected"]) for page in self.key["pages"] if "expected" in page}
+
     def plan(self, number: int) -> list[Page]:
-        """The pages of the session of that number: the training first, and the others in a balanced order."""
+        """The pages of the session of that number: the training first, the others in a balanced order, and the trap and
+        gold clips among them."""
         pages, seed = self.key["pages"], self.key["seed"]
         training = [i for i, page in enumerate(pages) if page["training"]]
-        others = [i for i, page in enumerate(pages) if not page["training"]]
-        order = balanced_order(len(others), number, (seed, 1))
-        return [self._page(i, number) for i in [*training, *(others[k] for k in order)]]
+        checks = [i for i, page in enumerate(pages) if "expected" in page]
+        others = [i for i in range(len(pages)) if i not in training and i not in checks]
+        ordered = [others[k] for k in balanced_order(len(others), number, (seed, 1))]
+        return [self._page(i, number) for i in training + interspersed(ordered, checks, number, (seed, 4))]
 
     def _page(self, index: int, number: int) -> Page:
         page, seed = self.key["pages"][index], self.key["seed"]

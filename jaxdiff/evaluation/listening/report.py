@@ -23,6 +23,7 @@ from .panel import (
     agreement,
     kept_ratings,
     listener_of,
+    missed,
     outliers,
     screen,
     tabulate,
@@ -79,6 +80,7 @@ def listening_report(
     table = _best_first(tabulate(oriented(kept) if kind in ("cmos", "preference") else kept))
     options: dict[str, Any] = dict(level=level, resamples=resamples, seed=seed)
     facts = _facts(finite, kept, table, screening, kind, options)
+    facts["checks"] = _checks(finite, expected or {})
     facts["notes"] = _notes(rows, finite, table, screening, kind, expected or {}) + facts["notes"]
     facts = _plain({"title": title, "kind": kind, "level": level, "seed": seed, **facts})
     return Report(facts, report_page(facts, table))
@@ -160,6 +162,16 @@ def _listeners(rows: list[Rating], screening: Screening) -> list[dict[str, Any]]
                 "reasons": screening.excluded.get(listener, []),
             }
         )
+    return found
+
+
+def _checks(rows: list[Rating], expected: Mapping[str, float]) -> list[dict[str, Any]]:
+    """A row per trap and gold clip of a known score: how many answers it had, and how many of them were wrong."""
+    found = []
+    for system, item in sorted({(r.system, r.item) for r in rows if r.system in (TRAP, GOLD) and r.item in expected}):
+        own = [r for r in rows if (r.system, r.item) == (system, item)]
+        wrong = sum(missed(r, expected) for r in own)
+        found.append({"system": system, "item": item, "expected": expected[item], "ratings": len(own), "missed": wrong})
     return found
 
 

@@ -1,62 +1,24 @@
 """The page of a listening test's report: one HTML file with tables and pictures that needs no other file.
 
-The page holds its style and its pictures (matplotlib's SVG) and runs no script. Every text that came from a person is
-escaped, in the tables and in the pictures, and the page's own policy forbids scripts beside that.
+Its parts and their rules are those of `pages`.
 """
 
-import html
-import io
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from .panel import LOW_ANCHOR, MID_ANCHOR, Table
+from jaxdiff import pages
+
+from .panel import GOLD, LOW_ANCHOR, MID_ANCHOR, TRAP, Table
 from .results import BIMODAL
 
 _NAMES = {MID_ANCHOR: "7 kHz anchor", LOW_ANCHOR: "3.5 kHz anchor"}
 _KIND_NAMES = {"mushra": "MUSHRA", "mos": "MOS", "cmos": "CMOS", "abx": "ABX", "preference": "Preference"}
 _SCALES = {"mushra": (0, 100), "mos": (1, 5), "cmos": (-3, 3), "preference": (-1, 1)}
-_INK, _ACCENT, _SOFT = "#010203", "#040506", "#070809"  # stand for the page's colours in a picture
-_COLOURS = {_INK: "currentColor", _ACCENT: "var(--accent)", _SOFT: "var(--soft)"}
-_SERIES = ("#2f7ed8", "#d9822b", "#2e9e6b", "#c2477f", "#8a63d2", "#a08a1c", "#3aa3b8")  # on light and on dark
 _MARKERS = "osD^vP*X<>p"
 _MOST_POINTS = 300  # a system in a picture
 _MOST_NAME = 32  # letters of a name in a picture
-
-_STYLE = """
-:root { color-scheme: light dark; --ink: #1c2126; --paper: #fbfbfa; --soft: #606a73; --line: #d9dde1;
-  --accent: #0b62c4; --band: #f0f2f4; --bad: #b3261e; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e4e7ea; --paper: #14171a; --soft: #8c959e; --line: #343a40;
-  --accent: #6db3ff; --band: #1d2226; --bad: #ff8a80; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 64rem; padding: 2rem 1.25rem 4rem; background: var(--paper); color: var(--ink);
-  font: 1rem/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
-h1 { font-size: 1.8rem; line-height: 1.2; margin: 0 0 0.25rem; }
-h2 { font-size: 1.25rem; margin: 2.5rem 0 0.5rem; padding-top: 1rem; border-top: 1px solid var(--line); }
-p, li { max-width: 46rem; }
-.facts { display: flex; flex-wrap: wrap; gap: 0.5rem 2rem; margin: 1rem 0; padding: 0; list-style: none; }
-.facts b { display: block; font-size: 1.5rem; line-height: 1.2; }
-.facts span, .small, figcaption { color: var(--soft); font-size: 0.9rem; }
-.notes { background: var(--band); border-left: 3px solid var(--accent); margin: 1rem 0;
-  padding: 0.6rem 1rem 0.6rem 2rem; }
-.table { overflow-x: auto; margin: 1rem 0; }
-table { border-collapse: collapse; font-size: 0.92rem; font-variant-numeric: tabular-nums; }
-th, td { padding: 0.35rem 0.7rem; text-align: right; border-bottom: 1px solid var(--line); vertical-align: top; }
-th { color: var(--soft); font-weight: 600; border-bottom-width: 2px; overflow-wrap: normal; }
-td { white-space: nowrap; }
-th.text, td.text { text-align: left; min-width: 7rem; white-space: normal; }
-tbody tr:hover { background: var(--band); }
-.out { color: var(--bad); }
-figure { margin: 1rem 0; }
-figure svg { display: block; width: 100%; height: auto; color: var(--ink); }
-figure svg text { font-family: system-ui, sans-serif !important; }
-details summary { cursor: pointer; color: var(--accent); }
-@media print { body { max-width: none; padding: 0; } h2 { break-after: avoid; } tr, figure { break-inside: avoid; } }
-"""
-
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 
 def report_page(facts: dict[str, Any], table: Table) -> str:
@@ -68,8 +30,6 @@ def report_page(facts: dict[str, Any], table: Table) -> str:
         (str(len(facts["items"])), "items"),
         (str(facts["ratings"]), "ratings"),
     ]
-    heads = "".join(f"<li><b>{_text(value)}</b><span>{_text(what)}</span></li>" for value, what in numbers)
-    notes = "".join(f"<li>{_text(note)}</li>" for note in facts["notes"])
     sections = (
         _shares_section(facts),
         _scores_section(facts, table),
@@ -81,16 +41,8 @@ def report_page(facts: dict[str, Any], table: Table) -> str:
         _needed_section(facts),
         _methods_section(facts) if facts["ratings"] else "",
     )
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{_text(facts['title'])}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
-        f'<h1>{_text(facts["title"])}</h1>\n<ul class="facts">{heads}</ul>\n'
-        + (f'<ul class="notes">{notes}</ul>\n' if notes else "")
-        + "\n".join(section for section in sections if section)
-        + "\n</body>\n</html>\n"
-    )
+    head = pages.heads(numbers) + pages.notes(facts["notes"])
+    return pages.page(facts["title"], head + "\n" + "\n".join(section for section in sections if section))
 
 
 def _shares_section(facts: dict[str, Any]) -> str:
@@ -111,7 +63,7 @@ def _shares_section(facts: dict[str, Any]) -> str:
     if facts["listener_shares"]:
         heads = ["Right", "Decided"]
         body += f"<h3>By listener</h3>{_shares_table(facts['listener_shares'], 'Listener', heads, facts)}"
-    return _section(heading, body)
+    return pages.section(heading, body)
 
 
 def _shares_table(rows: list[dict[str, Any]], what: str, counts: list[str], facts: dict[str, Any]) -> str:
@@ -127,7 +79,7 @@ def _shares_table(rows: list[dict[str, Any]], what: str, counts: list[str], fact
         ]
         for row in rows
     ]
-    return _table(columns, cells)
+    return pages.table(columns, cells)
 
 
 def _scores_section(facts: dict[str, Any], table: Table) -> str:
@@ -150,7 +102,7 @@ def _scores_section(facts: dict[str, Any], table: Table) -> str:
         for row in facts["systems"]
     ]
     figure = _scores_figure(facts, table)
-    return _section("Scores", figure + _table(columns, cells))
+    return pages.section("Scores", figure + pages.table(columns, cells))
 
 
 def _differences_section(facts: dict[str, Any]) -> str:
@@ -177,13 +129,13 @@ def _differences_section(facts: dict[str, Any]) -> str:
     )
     if facts["kind"] in ("cmos", "preference"):
         words = f"<p>The difference is the mean answer; above 0 it speaks for the first system.</p>{words}"
-    return _section("Differences", words + _differences_figure(facts) + _table(columns, cells, texts=2))
+    return pages.section("Differences", words + _differences_figure(facts) + pages.table(columns, cells, texts=2))
 
 
 def _items_section(facts: dict[str, Any], table: Table) -> str:
     if not facts["systems"] or len(table.items) < 2:
         return ""
-    return _section("Items", _items_figure(facts, table))
+    return pages.section("Items", _items_figure(facts, table))
 
 
 def _listeners_section(facts: dict[str, Any]) -> str:
@@ -213,9 +165,22 @@ def _listeners_section(facts: dict[str, Any]) -> str:
         named = ", ".join(facts["uncounted_items"])
         words = (
             f"<p>More than 25 % of the listeners rated the mid anchor of these items above 90, so nobody was left out "
-            f"because of them: {_text(named)}.</p>"
+            f"because of them: {pages.text(named)}.</p>"
         )
-    return _section("Listeners", words + _table(columns, cells, texts=2, marked=marked))
+    return pages.section("Listeners", words + pages.table(columns, cells, texts=2, marked=marked) + _checks(facts))
+
+
+def _checks(facts: dict[str, Any]) -> str:
+    """The table of the trap and gold clips: one that most people miss is at fault itself."""
+    if not facts["checks"]:
+        return ""
+    columns = ["Clip", "Right score", "Answers", "Wrong"]
+    cells = [[row["item"], f"{row['expected']:g}", str(row["ratings"]), str(row["missed"])] for row in facts["checks"]]
+    words = (
+        "<p>By these clips listeners were screened; they count for no system. Of a trap every other score is wrong, of "
+        "a gold clip one that is further than 1 from the right one. Listen to a clip that most people missed.</p>"
+    )
+    return f"<h3>Traps and gold</h3>{words}{pages.table(columns, cells)}"
 
 
 def _outliers_section(facts: dict[str, Any]) -> str:
@@ -237,8 +202,8 @@ def _outliers_section(facts: dict[str, Any]) -> str:
         "<p>These ratings lie more than 1.5 interquartile ranges outside the quartiles of their system and item. They "
         "are shown to be looked at, and are part of all results.</p>"
     )
-    details = f"<details><summary>Ratings: {len(cells)}</summary>{_table(columns, cells, texts=3)}</details>"
-    return _section("Outliers", words + details)
+    details = f"<details><summary>Ratings: {len(cells)}</summary>{pages.table(columns, cells, texts=3)}</details>"
+    return pages.section("Outliers", words + details)
 
 
 def _model_section(facts: dict[str, Any]) -> str:
@@ -256,7 +221,7 @@ def _model_section(facts: dict[str, Any]) -> str:
         f"{_number(model['listener_deviation'], digits)}) and between items "
         f"({_number(model['item_deviation'], digits)}); {_number(model['residual_deviation'], digits)} is left.</p>"
     )
-    return _section("Mixed-effects model", words + _table(columns, cells))
+    return pages.section("Mixed-effects model", words + pages.table(columns, cells))
 
 
 def _needed_section(facts: dict[str, Any]) -> str:
@@ -278,15 +243,20 @@ def _needed_section(facts: dict[str, Any]) -> str:
         )
         columns = ["True difference", "Listeners"]
     cells = [[f"{effect:g}", str(count)] for effect, count in facts["needed"]]
-    return _section("How many are needed", f"<p>{words}</p>" + _table(columns, cells, texts=0))
+    return pages.section("How many are needed", f"<p>{words}</p>" + pages.table(columns, cells, texts=0))
+
+
+def _clips(facts: dict[str, Any]) -> str:
+    kinds = [row["system"] for row in facts["checks"]]
+    return f"{kinds.count(TRAP)} trap and {kinds.count(GOLD)} gold clips, " if kinds else ""
 
 
 def _methods_section(facts: dict[str, Any]) -> str:
     screenings = {
         "mushra": "Listeners were screened by ITU-R BS.1534-3: left out is who rated the hidden reference below 90, or "
         "the mid anchor above 90, on more than 15 % of the items.",
-        "mos": "Listeners were screened by the checks of ITU-T P.808: trap and gold clips, clips played to their end, "
-        "and a variance of the votes of at least 0.1.",
+        "mos": f"Listeners were screened by the checks of ITU-T P.808: {_clips(facts)}clips played to their end, and "
+        "a variance of the votes of at least 0.1.",
     }
     sentences = [screenings.get(facts["kind"], "All listeners are kept: this kind of test has no rule of screening.")]
     if facts["kind"] in ("abx", "preference"):
@@ -301,25 +271,7 @@ def _methods_section(facts: dict[str, Any]) -> str:
             "the labels of two systems at random; Holm's correction is over all pairs in the table."
         )
         sentences.append("Replicated ratings show how well a listener agrees with the first time, and nothing else.")
-    return _section("How this was computed", f'<p class="small">{" ".join(sentences)} Seed {facts["seed"]}.</p>')
-
-
-def _section(heading: str, body: str) -> str:
-    return f"<section><h2>{heading}</h2>{body}</section>"
-
-
-def _table(
-    columns: Sequence[str], rows: Sequence[Sequence[str]], *, texts: int = 1, marked: Sequence[bool] | None = None
-) -> str:
-    """A table whose first `texts` columns are text and the others numbers; marked rows are coloured."""
-    kinds = [' class="text"' if i < texts else "" for i in range(len(columns))]
-    head = "".join(f'<th scope="col"{kind}>{_text(name)}</th>' for kind, name in zip(kinds, columns, strict=True))
-    marks = marked or [False] * len(rows)
-    body = ""
-    for mark, row in zip(marks, rows, strict=True):
-        cells = "".join(f"<td{kind}>{_text(cell)}</td>" for kind, cell in zip(kinds, row, strict=True))
-        body += f'<tr class="out">{cells}</tr>' if mark else f"<tr>{cells}</tr>"
-    return f'<div class="table"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    return pages.section("How this was computed", f'<p class="small">{" ".join(sentences)} Seed {facts["seed"]}.</p>')
 
 
 # Pictures -----------------------------------------------------------------------------------------------------------
@@ -336,10 +288,10 @@ def _scores_figure(facts: dict[str, Any], table: Table) -> str:
         scatter = (0.618034 * np.arange(len(shown))) % 1 - 0.5  # spreads neighbours apart
         if facts["kind"] != "mushra":  # whole numbers, which would lie on each other
             shown = shown + 0.3 * ((0.754878 * np.arange(len(shown))) % 1 - 0.5)
-        axis.scatter(shown, y + 0.55 * scatter, s=6, color=_SOFT, alpha=0.6, linewidths=0)
+        axis.scatter(shown, y + 0.55 * scatter, s=6, color=pages.SOFT, alpha=0.6, linewidths=0)
         box = row["lower_quartile"], y - 0.3, row["upper_quartile"] - row["lower_quartile"], 0.6
-        axis.barh(y, box[2], 0.6, box[0], facecolor="none", edgecolor=_INK, linewidth=0.8)
-        axis.vlines(row["median"], y - 0.3, y + 0.3, color=_INK, linewidth=1.6)
+        axis.barh(y, box[2], 0.6, box[0], facecolor="none", edgecolor=pages.INK, linewidth=0.8)
+        axis.vlines(row["median"], y - 0.3, y + 0.3, color=pages.INK, linewidth=1.6)
         _draw_interval(axis, row["mean"], y)
     low, high = _SCALES[facts["kind"]]
     margin = 0.04 * (high - low)
@@ -350,33 +302,33 @@ def _scores_figure(facts: dict[str, Any], table: Table) -> str:
         f"Every rating (points), quartiles and median (box), and mean with its {_percent(facts['level'])} interval "
         f"(coloured). Where there are more than {_MOST_POINTS} ratings, the points are a part of them."
     )
-    return _figure(figure, "Scores of each system", caption)
+    return pages.figure(figure, "Scores of each system", caption)
 
 
 def _differences_figure(facts: dict[str, Any]) -> str:
     rows = facts["differences"]
     figure, axis = _axis(len(rows))
-    axis.axvline(0, color=_SOFT, linewidth=0.8, linestyle="--")
+    axis.axvline(0, color=pages.SOFT, linewidth=0.8, linestyle="--")
     for y, row in enumerate(rows):
         _draw_interval(axis, row["difference"], y)
     axis.set_xlabel("first minus second")
     _name_rows(axis, [f"{_short(shown_name(row['first']))} − {_short(shown_name(row['second']))}" for row in rows])
     caption = f"Mean difference of each pair with its {_percent(facts['level'])} interval."
-    return _figure(figure, "Differences of systems", caption)
+    return pages.figure(figure, "Differences of systems", caption)
 
 
 def _shares_figure(facts: dict[str, Any]) -> str:
     rows = facts["shares"]
     label = "share of right answers" if facts["kind"] == "abx" else "share of the first system"
     figure, axis = _axis(len(rows))
-    axis.axvline(0.5, color=_SOFT, linewidth=0.8, linestyle="--")
+    axis.axvline(0.5, color=pages.SOFT, linewidth=0.8, linestyle="--")
     for y, row in enumerate(rows):
         _draw_interval(axis, row["share"], y)
     axis.set_xlim(-0.02, 1.02)
     axis.set_xlabel(label)
     _name_rows(axis, [_pair_name(row["name"], facts["kind"]) for row in rows])
     caption = f"Shares with their {_percent(facts['level'])} intervals; dashed: one half."
-    return _figure(figure, label.capitalize(), caption)
+    return pages.figure(figure, label.capitalize(), caption)
 
 
 def _items_figure(facts: dict[str, Any], table: Table) -> str:
@@ -387,15 +339,15 @@ def _items_figure(facts: dict[str, Any], table: Table) -> str:
         scores = table.of(row["system"])
         rated = ~np.isnan(scores)
         means = np.where(rated, scores, 0).sum(0) / np.where(rated.any(0), rated.sum(0), np.nan)
-        colour, marker = _SERIES[i % len(_SERIES)], _MARKERS[i % len(_MARKERS)]
+        colour, marker = pages.SERIES[i % len(pages.SERIES)], _MARKERS[i % len(_MARKERS)]
         axis.scatter(means, np.arange(len(means)), s=32, marker=marker, color=colour, linewidths=0)
     names = [_short(_pair_name(row["system"])) for row in rows]
-    legend = axis.legend(names, loc="lower left", bbox_to_anchor=(0, 1), ncols=4, frameon=False, labelcolor=_INK)
+    legend = axis.legend(names, loc="lower left", bbox_to_anchor=(0, 1), ncols=4, frameon=False, labelcolor=pages.INK)
     for text in legend.get_texts():
         text.set_parse_math(False)
     axis.set_xlabel("mean score")
     _name_rows(axis, table.items)
-    return _figure(figure, "Scores of each item", "The mean over listeners of each system on each item.")
+    return pages.figure(figure, "Scores of each item", "The mean over listeners of each system on each item.")
 
 
 def _axis(rows: int) -> tuple[Any, Any]:
@@ -405,11 +357,11 @@ def _axis(rows: int) -> tuple[Any, Any]:
     figure = Figure(figsize=(8, 1.1 + 0.4 * rows), layout="constrained")
     axis = figure.subplots()
     axis.spines[["top", "right", "left"]].set_visible(False)
-    axis.spines["bottom"].set_color(_SOFT)
-    axis.tick_params(colors=_INK, length=3)
+    axis.spines["bottom"].set_color(pages.SOFT)
+    axis.tick_params(colors=pages.INK, length=3)
     axis.tick_params(axis="y", length=0)
-    axis.xaxis.label.set_color(_INK)
-    axis.grid(axis="x", color=_SOFT, alpha=0.25, linewidth=0.6)
+    axis.xaxis.label.set_color(pages.INK)
+    axis.grid(axis="x", color=pages.SOFT, alpha=0.25, linewidth=0.6)
     axis.set_axisbelow(True)
     axis.set_ylim(rows - 0.4, -0.6)  # the first row is on top
     return figure, axis
@@ -417,43 +369,16 @@ def _axis(rows: int) -> tuple[Any, Any]:
 
 def _draw_interval(axis: Any, interval: dict[str, float | None], y: float) -> None:
     if interval["low"] is not None and interval["high"] is not None:
-        axis.hlines(y, interval["low"], interval["high"], color=_ACCENT, linewidth=2.2)
+        axis.hlines(y, interval["low"], interval["high"], color=pages.ACCENT, linewidth=2.2)
     if interval["estimate"] is not None:
-        axis.scatter([interval["estimate"]], [y], s=34, color=_ACCENT, zorder=3)
+        axis.scatter([interval["estimate"]], [y], s=34, color=pages.ACCENT, zorder=3)
 
 
 def _name_rows(axis: Any, names: Sequence[str]) -> None:
-    axis.set_yticks(range(len(names)), [_short(_clean(name), 2 * _MOST_NAME) for name in names], parse_math=False)
-
-
-def _figure(figure: Any, label: str, caption: str) -> str:
-    """A figure as SVG inside the page: letters stay letters, and the inks become the page's colours."""
-    import matplotlib
-
-    file = io.StringIO()
-    metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    settings: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": label}
-    with matplotlib.rc_context(settings), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph")  # letters that the browser has, and matplotlib lacks
-        figure.savefig(file, format="svg", transparent=True, metadata=metadata)
-    drawn = file.getvalue()
-    svg = drawn[drawn.index("<svg") :].replace("<svg", f'<svg role="img" aria-label="{_text(label)}"', 1)
-    for ink, colour in _COLOURS.items():
-        svg = svg.replace(ink, colour)
-    return f"<figure>{svg}<figcaption>{_text(caption)}</figcaption></figure>"
+    axis.set_yticks(range(len(names)), [_short(pages.clean(name), 2 * _MOST_NAME) for name in names], parse_math=False)
 
 
 # Words and numbers --------------------------------------------------------------------------------------------------
-
-
-def _text(text: str) -> str:
-    """A text as it may stand in HTML, between tags or as an attribute."""
-    return html.escape(_clean(text), quote=True)
-
-
-def _clean(text: str) -> str:
-    """A text whose control characters, which could hide or turn what is around them, are replaced."""
-    return "".join(c if c.isprintable() else "\ufffd" for c in text)
 
 
 def _short(text: str, most: int = _MOST_NAME) -> str:

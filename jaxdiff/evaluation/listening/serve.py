@@ -249,6 +249,7 @@ class _Site:
         pages = [
             {**page._asdict(), "left": page.page in session.left, "answers": _answers(session, page)} for page in plan
         ]
+        texts["traps"] = self._test.public.get("traps", "")  # which tests have that were made since there are traps
         code = self._test.code(session.session) if session.finished else None
         return JSONResponse({**texts, "listener": session.listener, "pages": pages, "code": code})
 

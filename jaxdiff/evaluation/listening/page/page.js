@@ -115,6 +115,8 @@ function enter(told) {
     ...test.instructions.split(/\n\s*\n/).map((text) => element("p", { textContent: text })),
   );
   $("instructions").hidden = !test.instructions;
+  $("traps").textContent = test.traps;
+  $("traps").hidden = !test.traps;
   $("question").textContent = test.question;
   for (const { answers } of test.pages) {
     for (const { change } of Object.values(answers)) session.change = Math.max(session.change, change);
@@ -374,7 +376,8 @@ function tick() {
     const heard = (page.heard.get(player.active) ?? 0) + Math.min(0.5, Math.max(0, now - last));
     page.heard.set(player.active, heard);
     const enough = test.kind === "mos" ? player.duration : Math.min(HEARD, player.duration);
-    if (heard >= enough - 0.05 && !page.counted.has(player.active)) {
+    // An answer's seconds are of another clock than the sound's, and the report leaves out who took less than it lasts.
+    if (heard >= enough - 0.05 && elapsed() >= enough && !page.counted.has(player.active)) {
       page.counted.add(player.active);
       update();
       if (player.active !== page.open) say(`${called(player.active)} can be rated now`);
