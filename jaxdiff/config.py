@@ -34,6 +34,7 @@ from jaxdiff.features import (
     Normalization,
     Normalized,
     Representation,
+    Stereo,
     compose,
     sometimes,
 )
@@ -66,7 +67,7 @@ class Data:
     seconds: Annotated[float, Interval(gt=0, le=3600)] = 1.0  # length of a crop
     crop: Literal["random", "start"] = "random"
     evenness: ranges.Share = 0.0  # 0: every recording is heard as often, 1: every class, and folder of what is drawn
-    channels: Literal["mix", "left", "right"] = "mix"
+    channels: Literal["mix", "left", "right", "stereo"] = "mix"
     speed: Annotated[float, Interval(ge=0, le=2)] = 0.0  # play crops up to this many octaves slower or faster
     memory_mb: ranges.Index = 512  # a corpus that fits is decoded once and kept; 0: files are read again for every crop
 
@@ -120,6 +121,7 @@ class Train:
     patience: ranges.Index = 0  # checkpoints in a row of which none was the best, before training ends
     validation: str | None = None  # sounds that are not trained on, a folder as data.path, whose loss is logged ...
     validate_every: ranges.Index = 1000  # ... at this interval
+    tensorboard: bool = False  # write the log and the previews for TensorBoard too
 
     def __post_init__(self) -> None:
         if self.patience and self.best is None:
@@ -403,6 +405,11 @@ def _items(part: Any) -> Iterator[tuple[str, Any]]:
 # What is built of it ------------------------------------------------------------------------------------------------
 
 
+def representation(config: Config) -> Representation:
+    """What the network sees before it is normalised: of both channels, where the data have two."""
+    return Stereo(config.representation) if config.data.channels == "stereo" else config.representation
+
+
 def crop(config: Config) -> Crop:
     """How training crops are cut; raises ConfigError when they cannot be cut into frames."""
     data = config.data
@@ -460,14 +467,13 @@ def model(config: Config, classes: tuple[str, ...], normalization: Normalization
 
     Classes are left away by tasks that have no use for them; a normalisation that is not known yet (None) does nothing.
     """
-    task, representation = config.task, config.representation
-    task = task.with_classes(classes)
+    task, sound = config.task.with_classes(classes), representation(config)
     if config.normalize.enabled:
-        blank = Normalization(jnp.zeros(representation.channels), jnp.ones(representation.channels))
-        representation = Normalized(representation, blank if normalization is None else normalization)
+        blank = Normalization(jnp.zeros(sound.channels), jnp.ones(sound.channels))
+        sound = Normalized(sound, blank if normalization is None else normalization)
     try:
-        task.check(representation)
-        built = Model(_network(config, representation, task), representation, task)
+        task.check(sound)
+        built = Model(_network(config, sound, task), sound, task)
         config.method.check(built)
     except ConfigError:
         raise

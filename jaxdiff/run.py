@@ -7,6 +7,8 @@ becomes of the folder on disk is in `workdir.py`.
 import contextlib
 import functools
 import itertools
+import os
+import signal
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -22,7 +24,7 @@ from jax.experimental import multihost_utils
 from jaxdiff import config as configuration
 from jaxdiff import ranges
 from jaxdiff.config import FORMAT, Config, ConfigError, to_dict, to_yaml
-from jaxdiff.data import AudioError, Corpus, Further, batches, heard, open_corpus
+from jaxdiff.data import AudioError, Corpus, Further, Recording, batches, heard, open_corpus
 from jaxdiff.data.files import atomic
 from jaxdiff.features import Augmentation, Normalization, Normalized, fit_normalization
 from jaxdiff.inference import Output, Pipeline
@@ -35,10 +37,12 @@ from jaxdiff.training import (
     TrainState,
     Update,
     checkpoints,
+    history,
     init_state,
     loop,
     make_train_step,
     make_validate,
+    tensorboard,
     transfer,
 )
 from jaxdiff.training import sharding as shardings
@@ -74,6 +78,7 @@ def train(
     best: str | None = None,
     patience: int = 0,
     validate_every: int = 1000,
+    tensorboard: bool = False,
 ) -> TrainState:
     """Train a model; `Pipeline(model, method, state.average)` then makes sound with it.
 
@@ -94,6 +99,7 @@ def train(
     settings = configuration.Train(steps, warmup=500, seed=seed, ema_decay=ema_decay)
     settings = replace(settings, log_every=log_every, save_every=save_every, accumulate=accumulate, fsdp=fsdp)
     settings = replace(settings, keep=keep, best=best, patience=patience, validate_every=validate_every)
+    settings = replace(settings, tensorboard=tensorboard)
     ranges.check_fields(settings)
     folder = None if workdir is None else Path(workdir)
     _check_devices(settings, 0)
@@ -103,7 +109,9 @@ def train(
         own, held_out = _own_rows(batches, fsdp), None
         if validation is not None:
             held_out = functools.partial(_own_rows(validation, fsdp), 0)
-        return _train(model, method, own, settings, optimizer, params, folder, found, held_out, callbacks, changes)[0]
+        with _board(settings, folder, found) as board:
+            parts = (optimizer, params, folder, found, held_out, callbacks, board, changes)
+            return _train(model, method, own, settings, *parts)[0]
 
 
 def _train(
@@ -117,6 +125,7 @@ def _train(
     found: int | None,
     held_out: Callable[[], Iterable[Mapping[str, Any]]] | None,
     events: Sequence[Every],
+    board: tensorboard.Board | None,
     changes: tuple[Augmentation, Sequence[str]] | None = None,
     about: Mapping[str, Any] | None = None,
     report: Report = lambda text: None,
@@ -170,6 +179,10 @@ def _train(
         keeper.check_room(state)
         meta = {"format": FORMAT, "classes": list(model.task.classes), "seconds": seconds}
         meta |= about or {"config": None}
+        facts: dict[str, Any] = dict(steps=steps, seed=t.seed, batch=size, seconds=seconds)
+        facts |= dict(parameters=count_params(state.average), trained=trained)
+        facts |= dict(task=model.task, representation=model.representation.inner, method=method)
+        facts |= {name: type(facts[name]).__name__ for name in ("task", "representation", "method")}
         update = method.make_step(model, optimizer, steps)
         update = _augmented(update, *changes) if changes else update
         step = make_train_step(update, method.weights, ema_decay=t.ema_decay, shardings=places)
@@ -180,23 +193,46 @@ def _train(
             events.append(Every(t.validate_every, measure, (LOSS,)))
         if t.best is not None:
             first, data = _ahead(data)
-            keeper.check_best([*jax.eval_shape(step, state, first)[1], *(name for e in events for name in e.measures)])
-        return loop(
-            step,
-            state,
-            data,
-            lambda state: keeper.save(state, meta),
-            steps=steps,
-            seconds_per_step=seconds * size,
-            learning_rate=rate,
-            log_path=workdir / "log.jsonl" if workdir is not None and jax.process_index() == 0 else None,
-            log_every=t.log_every,
-            save_every=t.save_every if workdir is not None else 0,
-            events=events,
-            skips=t.skips,
-            heard=heard,
-            enough=keeper.judge,
-        )
+            numbers = [name for name, of in jax.eval_shape(step, state, first)[1].items() if not of.shape]
+            keeper.check_best([*numbers, *(name for event in events for name in event.measures)])
+        here = workdir if jax.process_index() == 0 else None
+        started = history.start(begin, **facts)
+        with history.recorded(None if here is None else here / "history.jsonl", started) as end:
+            state, stopped = loop(
+                step,
+                state,
+                data,
+                lambda state: keeper.save(state, meta),
+                steps=steps,
+                seconds_per_step=seconds * size,
+                learning_rate=rate,
+                weights=method.weights,
+                log_path=None if here is None else here / "log.jsonl",
+                also=(lambda row: None) if board is None else board.row,
+                log_every=t.log_every,
+                save_every=t.save_every if workdir is not None else 0,
+                events=events,
+                skips=t.skips,
+                heard=heard,
+                enough=keeper.judge,
+            )
+            end |= {"step": int(state.step), "how": _how(stopped)}
+        return state, stopped
+
+
+def _how(stopped: int | None) -> str:
+    """How a training ended that no error did: by itself, or by a signal."""
+    return "finished" if stopped is None else f"interrupted by {signal.Signals(stopped).name}"
+
+
+@contextlib.contextmanager
+def _board(t: configuration.Train, workdir: Path | None, found: int | None) -> Iterator[tensorboard.Board | None]:
+    """What writes for TensorBoard in the first process, where that is asked for and a folder is there."""
+    if not t.tensorboard or workdir is None or jax.process_index() > 0:
+        yield None
+        return
+    with tensorboard.Board(workdir / "tensorboard", found or 0) as board:
+        yield board
 
 
 def _validation(
@@ -210,7 +246,7 @@ def _validation(
     """The mean loss of some batches, without dropout."""
     apply = model.network.apply
     still = model.network._replace(apply=lambda *inputs, key=None, **options: apply(*inputs, **options))
-    loss = make_validate(method.make_step(model._replace(network=still), optimizer, steps))
+    loss = make_validate(method.judge().make_step(model._replace(network=still), optimizer, steps))
 
     def measure(state: TrainState, _metrics: Any) -> dict[str, float]:
         rows = enumerate(shardings.split_batch(batch, mesh) for batch in _labeled(iter(batches())))
@@ -290,6 +326,8 @@ def run(config: Config, workdir: Path, *, accept_changes: bool = False, report: 
         except ValueError as error:
             raise ConfigError(f"sampling.{error}") from None
     _check_devices(t, t.batch)
+    if t.tensorboard:
+        tensorboard.check()
     agreed(lambda: check_empty(workdir))
     with alone(workdir):
         corpus, further = config.data.open()
@@ -315,11 +353,13 @@ def run(config: Config, workdir: Path, *, accept_changes: bool = False, report: 
             normalization = _measure(config, corpus) if normalization is None else normalization
         normalization = multihost_utils.broadcast_one_to_all(normalization)  # one program in all processes, to the bit
         augmentation = configuration.augmentation(config)
-        preview = _previews(config, corpus, classes, normalization, workdir)
         share, memory = shardings.share(shardings.data_mesh(t.fsdp)), config.data.memory_mb * 2**20
         read = functools.partial(batches, crop=crop, batch=t.batch, process=share, memory=memory, further=further)
         evenness = config.data.evenness
-        try:
+        with contextlib.ExitStack() as stack:
+            stack.callback(list_rejected)
+            board = stack.enter_context(_board(t, workdir, step))
+            preview = _previews(config, corpus, classes, normalization, workdir, board)
             return _train(
                 configuration.model(config, classes, normalization),
                 method,
@@ -333,13 +373,12 @@ def run(config: Config, workdir: Path, *, accept_changes: bool = False, report: 
                 step,
                 None if t.validation is None else _held_out(t.validation, corpus, t.batch, read),
                 [Every(t.sample_every, preview)],
+                board,
                 None if augmentation is None else (augmentation, ("wave", *further.paired)),
                 {"config": to_dict(config), "corpus": sounds},
                 report,
                 functools.partial(_heard, corpus, t.batch, t.seed, evenness),
             )[1]
-        finally:
-            list_rejected()
 
 
 def _check_inputs(config: Config, further: Further) -> None:
@@ -378,15 +417,29 @@ def _held_out(path: str, corpus: Corpus, batch: int, read: Callable[..., Iterato
     if others.classes != corpus.classes:
         there, here = (", ".join(c.classes) or "none" for c in (others, corpus))
         raise ConfigError(f"train.validation {path}: has the classes {there}, data.path has {here}; give the same")
+    trained, held = ({_place(r): r.name for r in c.recordings} for c in (corpus, others))
+    both = [name for place, name in held.items() if place in trained]
+    if both:
+        named = ", ".join(both[:SHOWN]) + f" and {len(both) - SHOWN} more" * (len(both) > SHOWN)
+        raise ConfigError(
+            f"train.validation {path}: {len(both)} of its {len(held)} recordings are trained on ({named}); give sounds "
+            f"that data.path does not hold"
+        )
     count = min(VALIDATION, -(-len(others.recordings) // batch))
     return lambda: itertools.islice(read(others, seed=0), count)
+
+
+def _place(recording: Recording) -> tuple[str, float]:
+    """Where a recording lies: its file and the second at which it begins there."""
+    path = recording.path
+    return (os.path.abspath(path) if isinstance(path, Path) else str(path)), recording.offset
 
 
 def _measure(config: Config, corpus: Corpus) -> Normalization | None:
     """Mean and scale of the features, as the task makes them, over the corpus's first crops."""
     if not config.normalize.enabled:
         return None
-    size, representation = 16, config.representation
+    size, representation = 16, configuration.representation(config)
     raw = batches(corpus, configuration.crop(config), size, config.train.seed, evenness=config.data.evenness)
     count = max(1, config.normalize.crops // size)
     waves = (next(raw)["wave"] for _ in range(count))
@@ -400,9 +453,14 @@ def _measure(config: Config, corpus: Corpus) -> Normalization | None:
 
 
 def _previews(
-    config: Config, corpus: Corpus, classes: tuple[str, ...], normalization: Normalization | None, workdir: Path
+    config: Config,
+    corpus: Corpus,
+    classes: tuple[str, ...],
+    normalization: Normalization | None,
+    workdir: Path,
+    board: tensorboard.Board | None,
 ) -> Callable[[TrainState, Any], None]:
-    """Makes a few sounds in WORKDIR/samples; whatever goes wrong is warned of once."""
+    """Makes a few sounds in WORKDIR/samples, for TensorBoard too; whatever goes wrong is warned of once."""
     failed: set[type] = set()
     if config.train.sample_every and config.sampling.spacing == "searched":
         warnings.warn("previews use sampling.spacing uniform, as times are searched for one checkpoint", stacklevel=2)
@@ -417,6 +475,8 @@ def _previews(
             params = jax.tree.map(jnp.asarray, params)
             pipeline = pipeline_of(config, classes, params, normalization, step=step, directory=workdir)
             _preview(pipeline, config, corpus).save(folder)
+            if board is not None:
+                board.sounds(step, folder)
         except Exception as error:  # whatever it is, training does not need it
             if type(error) not in failed:
                 what = f"no preview in {folder} ({type(error).__name__}: {error}); training goes on"

@@ -5,6 +5,7 @@ WORKDIR/checkpoints/N    Orbax, with a manifest           WORKDIR/samples/N     
 WORKDIR/snapshots/N      averages for post-hoc EMA         WORKDIR/grids         times found for a checkpoint
 WORKDIR/rejected.txt     files of the corpus that cannot be used, and why
 WORKDIR/best.json        the best checkpoint so far        WORKDIR/.lock         held by the process that trains there
+WORKDIR/history.jsonl    starts, ends, versions            WORKDIR/tensorboard   event files (train.tensorboard)
 
 Of several processes the first alone decides and writes here, and all do as it says; checkpoints they write together.
 """
@@ -36,7 +37,7 @@ Report = Callable[[str], None]
 
 # What may differ from the run that is resumed: these at any time, and those when the user says so.
 _MAY_CHANGE = re.compile(
-    r"train\.(steps|accumulate|fsdp|skips|keep|best|patience|validation|validate_every|(log|sample|save)_every)|sampling\..*|data\.memory_mb|"
+    r"train\.(steps|accumulate|fsdp|skips|keep|best|patience|validation|validate_every|tensorboard|(log|sample|save)_every)|sampling\..*|data\.memory_mb|"
     r"network\.remat|representation\.vocoder|task\.pitch_.*"
 )
 _ON_PURPOSE = re.compile(r"train\.(learning_rate|batch|warmup)|data\.(path|labels|drawn|paired)|corpus")

@@ -117,7 +117,7 @@ def test_kills_while_it_saves_cost_nothing_that_was_saved(tmp_path):
     assert trainer.ended(process) == 0
     assert [row["step"] for row in rows(workdir)] == list(range(1, begun + 4))
     assert names(workdir / "checkpoints") == sorted(str(step) for step in (begun + 2, begun + 3))
-    assert names(workdir) == [".lock", "checkpoints", "log.jsonl"]
+    assert names(workdir) == [".lock", "checkpoints", "history.jsonl", "log.jsonl"]
 
 
 TINY = """
@@ -190,7 +190,7 @@ def test_two_processes_stop_together_and_one_does_not_outlive_the_other(tmp_path
     newest, _ = checkpoints.latest(workdir / "checkpoints")
     assert newest > step
     trainer.train(workdir, steps=newest + 2, save_every=5)
-    assert names(workdir) == [".lock", "checkpoints", "log.jsonl"]
+    assert names(workdir) == [".lock", "checkpoints", "history.jsonl", "log.jsonl"]
     trainer.train(tmp_path / "alone", steps=newest + 2, save_every=0)
     np.testing.assert_allclose(losses(workdir), losses(tmp_path / "alone"), rtol=1e-4)
 

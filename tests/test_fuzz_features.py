@@ -120,7 +120,7 @@ CALLS: dict[str, tuple[tuple, dict[str, Any]]] = {
 }
 OTHERS = {  # abstract, made of parts that are checked on their own, or taking any number of them
     "Augmentation", "Roll", "Vocoded", "notes_of_roll", "Mixed", "Normalization", "Normalized", "Representation",
-    "Stream", "compose", "fit_normalization", "polarity_inversion",
+    "Stereo", "Stream", "compose", "fit_normalization", "polarity_inversion",
 }  # fmt: skip
 ARRAYS: dict[str, Any] = {
     "scalar": FLOAT,

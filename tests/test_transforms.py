@@ -81,7 +81,7 @@ TRANSFORMS = {  # name: (what its input is made of, options)
 NOT_SMOOTH = {"spectral_rolloff", "zero_crossing_rate", "pyin", "yin", "hpss_masks", "hpss", "spectral_contrast"}
 # Representations, streams, filter banks; loudness, filters, losses, augmentation are held to it in their own tests.
 NO_TRANSFORM = {
-    "PianoRoll", "Roll", "Vocoded", "piano_roll", "notes_of_roll",
+    "PianoRoll", "Roll", "Stereo", "Vocoded", "piano_roll", "notes_of_roll",
     "CompressedStft", "LogMel", "Magnitude", "Normalization", "Normalized", "Patches", "Representation", "Stream",
     "fit_normalization", "hz_to_mel", "mel_to_hz", "mel_filterbank", "fft_frequencies", "stft_stream",
     "istft_stream", "melspectrogram_stream", "chroma_filterbank", "cq_to_chroma", "cqt_frequencies",
@@ -214,7 +214,8 @@ def test_medians_equal_scipy_s():
         for axis in (0, 1):
             shape = (size, 1) if axis == 0 else (1, size)
             expected = scipy.ndimage.median_filter(S, size=shape, mode="reflect")
-            np.testing.assert_array_equal(effects._median(jnp.asarray(S), size, axis), expected)
+            with jax.disable_jit(size == 65):  # as one program it is too much for the tests' quick compiler
+                np.testing.assert_array_equal(effects._median(jnp.asarray(S), size, axis), expected)
 
 
 @pytest.mark.slow

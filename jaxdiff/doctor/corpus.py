@@ -89,7 +89,7 @@ def model_of(case: Case, heard: Heard) -> Model:
     model = configuration.model(config, classes, None)
     if not config.normalize.enabled:
         return model
-    encode = lambda wave: config.representation.encode(model.task.leveled(wave))  # noqa: E731
+    encode = lambda wave: configuration.representation(config).encode(model.task.leveled(wave))  # noqa: E731
     waves = [batch["wave"] for batch in heard.crops[::2]]
     return configuration.model(config, classes, fit_normalization(encode, waves, evenness=config.normalize.evenness))
 

@@ -91,6 +91,7 @@ from .representations import Normalized as Normalized
 from .representations import Patches as Patches
 from .representations import PianoRoll as PianoRoll
 from .representations import Representation as Representation
+from .representations import Stereo as Stereo
 from .representations import Vocoded as Vocoded
 from .representations import fit_normalization as fit_normalization
 from .resample import change_speed as change_speed

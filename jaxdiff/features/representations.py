@@ -3,8 +3,9 @@
     encode: wave [..., samples] -> features [..., frames, channels]        decode: the way back
 
 A representation is a frozen dataclass, and its fields are its configuration. `Patches` and `CompressedStft` are exactly
-invertible; `Magnitude` loses phase and `LogMel` phase and detail, so their decode is a reconstruction. `Normalized`
-puts the affine map whose numbers `fit_normalization` measures on a corpus around any of them.
+invertible; `Magnitude` loses phase and `LogMel` phase and detail, so their decode is a reconstruction. `Stereo` makes
+any of them one of sound [..., 2, samples], and `Normalized` puts the affine map whose numbers `fit_normalization`
+measures on a corpus around any of them.
 """
 
 import abc
@@ -32,7 +33,7 @@ class Representation(abc.ABC):
 
     `sample_rate` is that of the sound in Hz, and `hop_length` the samples from one frame to the next, which divides the
     samples that `decode` makes. `edge` frames at an end see beyond it. A part of a sound decodes as in the whole where
-    it begins at a multiple of `phase_period` frames; None: nowhere.
+    it begins at a multiple of `phase_period` frames; None: nowhere. `stereo` is whether sounds are [..., 2, samples].
     """
 
     sample_rate: int
@@ -40,6 +41,16 @@ class Representation(abc.ABC):
     exact: bool
     edge: int = 0
     phase_period: int | None = 1
+    stereo: bool = False
+
+    @property
+    def inner(self) -> "Representation":
+        """What others were put around: features as they were configured."""
+        return self
+
+    def sound_shape(self, samples: int) -> tuple[int, ...]:
+        """The shape of one sound of so many samples."""
+        return (2, samples) if self.stereo else (samples,)
 
     def __post_init__(self):
         for field in dataclasses.fields(self):  # type: ignore[arg-type]  # every representation is a dataclass
@@ -318,8 +329,21 @@ def _of_the_inner(name: str) -> Any:
     return property(operator.attrgetter(f"representation.{name}"))
 
 
+class _Around(Representation):
+    """A representation around another, whose properties it has unless it says otherwise."""
+
+    representation: Representation
+
+    sample_rate, hop_length, channels, exact = map(_of_the_inner, ("sample_rate", "hop_length", "channels", "exact"))
+    edge, phase_period, stereo = map(_of_the_inner, ("edge", "phase_period", "stereo"))
+    inner = _of_the_inner("inner")
+
+    def frames(self, samples: int) -> int:
+        return self.representation.frames(samples)
+
+
 @dataclass(frozen=True, eq=False)
-class Vocoded(Representation):
+class Vocoded(_Around):
     """The features of a `representation` of mel bands, decoded by `decoder`: magnitudes [..., mels, frames] to sound.
 
     `phase_period` is that of the decoder.
@@ -329,21 +353,44 @@ class Vocoded(Representation):
     decoder: Callable[[Array], Array]
     phase_period: int | None = None
 
-    sample_rate, hop_length, channels = map(_of_the_inner, ("sample_rate", "hop_length", "channels"))
-    exact, edge = map(_of_the_inner, ("exact", "edge"))
-
-    def frames(self, samples: int) -> int:
-        return self.representation.frames(samples)
-
     def encode(self, y: Float[Array, "... samples"]) -> Float[Array, "... frames channels"]:
         return self.representation.encode(y)
 
     def decode(self, x: Float[Array, "... frames channels"]) -> Float[Array, "... samples"]:
-        return self.decoder(self.representation.magnitudes(x))
+        M = self.representation.magnitudes(x)
+        return self.decoder(M.reshape(-1, *M.shape[-2:])).reshape(*M.shape[:-2], -1)
+
+
+@dataclass(frozen=True)
+class Stereo(_Around):
+    """The features of `representation` of the middle, then those of the side, of sound [..., 2, samples].
+
+    The middle is (left + right) / 2 and the side (left - right) / 2, so that what both channels hold is described once.
+
+    >>> Stereo(Patches(size=2)).encode(jnp.array([[3.0, 3.0], [1.0, 1.0]])).tolist()
+    [[2.0, 2.0, 1.0, 1.0]]
+    """
+
+    representation: Representation
+
+    stereo: ClassVar[bool] = True  # type: ignore[misc]
+
+    @property
+    def channels(self) -> int:
+        return 2 * self.representation.channels
+
+    def encode(self, y: Float[Array, "... 2 samples"]) -> Float[Array, "... frames channels"]:
+        left, right = y[..., 0, :], y[..., 1, :]
+        x = self.representation.encode(jnp.stack([left + right, left - right]) / 2)
+        return jnp.concatenate([x[0], x[1]], axis=-1)
+
+    def decode(self, x: Float[Array, "... frames channels"]) -> Float[Array, "... 2 samples"]:
+        middle, side = self.representation.decode(jnp.stack(jnp.split(x, 2, axis=-1)))
+        return jnp.stack([middle + side, middle - side], axis=-2)
 
 
 @dataclass(frozen=True, eq=False)
-class Normalized(Representation):
+class Normalized(_Around):
     """The features of `representation`, less the mean and divided by the scale of their channel.
 
     >>> pair = Normalized(Patches(size=2), Normalization(jnp.ones(2), jnp.full(2, 4.0)))
@@ -353,12 +400,6 @@ class Normalized(Representation):
 
     representation: Representation
     normalization: Normalization
-
-    sample_rate, hop_length, channels = map(_of_the_inner, ("sample_rate", "hop_length", "channels"))
-    exact, edge, phase_period = map(_of_the_inner, ("exact", "edge", "phase_period"))
-
-    def frames(self, samples: int) -> int:
-        return self.representation.frames(samples)
 
     def encode(self, y: Float[Array, "... samples"]) -> Float[Array, "... frames channels"]:
         mean, scale = self.normalization

@@ -41,6 +41,16 @@ def begin_with(
         same_features = False
         if not partial:
             raise ConfigError(f"{where}: was trained at {there.sample_rate} Hz, here are {config.data.sample_rate} Hz")
+    stereo = config.data.channels == "stereo"
+    if there.model.representation.stereo != stereo:
+        same_features = False
+        if not partial:
+            one, both = "each channel by itself", "both channels together"
+            had, has = (both, one) if not stereo else (one, both)
+            raise ConfigError(
+                f"{where}: was trained on {had}, here it is {has}; set data.channels alike, or train.init_partial yes "
+                f"to take what fits"
+            )
     for name in differ if not partial else ():
         if name in ("representation", "normalize") or theirs[name]["kind"] != ours[name]["kind"]:
             raise ConfigError(

@@ -13,7 +13,7 @@ from jaxdiff import config as configuration
 from jaxdiff import shipped
 from jaxdiff.config import Config, ConfigError, from_dict, to_dict
 from jaxdiff.data.files import atomic
-from jaxdiff.features import LogMel, Normalization, Normalized, Vocoded
+from jaxdiff.features import LogMel, Normalization, Normalized, Stereo, Vocoded
 from jaxdiff.methods import Method, Model
 from jaxdiff.tasks import Vocode
 from jaxdiff.training import CheckpointError, checkpoints
@@ -136,7 +136,7 @@ def _with_vocoder(model: Model) -> Model:
     Raises ConfigError where there is none of the name or it was trained on other mel bands.
     """
     own = model.representation
-    mel = own.representation if isinstance(own, Normalized) else own
+    mel = own.inner
     if not isinstance(mel, LogMel) or mel.vocoder is None:
         return model
     name = mel.vocoder
@@ -155,8 +155,9 @@ def _with_vocoder(model: Model) -> Model:
             f"representation.vocoder {name}: was trained on mel bands of {theirs}, here are {ours} (rate, n_fft, "
             f"hop_length, n_mels, fmin, fmax); set those of the representation alike"
         )
-    vocoded = Vocoded(mel, there.of_magnitudes, r.phase_period)
-    whole = Normalized(vocoded, own.normalization) if isinstance(own, Normalized) else vocoded
+    whole = Vocoded(mel, there.of_magnitudes, r.phase_period)
+    whole = Stereo(whole) if own.stereo else whole
+    whole = Normalized(whole, own.normalization) if isinstance(own, Normalized) else whole
     return model._replace(representation=whole)
 
 

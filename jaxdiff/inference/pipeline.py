@@ -21,7 +21,6 @@ from jaxtyping import Array, Float
 
 from jaxdiff.config import Config, ConfigError
 from jaxdiff.diffusion import noise, spaced_times
-from jaxdiff.features import Normalized
 from jaxdiff.methods import Autoregression, Method, Model, Sampling
 from jaxdiff.methods.method import SpacingName
 from jaxdiff.networks import Params, Summary, summarize
@@ -84,9 +83,7 @@ class Pipeline:
         self._stream = functools.lru_cache(maxsize=4)(lambda request: sound_stream(self, request))
 
     def __repr__(self) -> str:
-        r = self.model.representation
-        r = r.representation if isinstance(r, Normalized) else r
-        names = [type(part).__name__ for part in (self.model.task, self.method, r)]
+        names = [type(part).__name__ for part in (self.model.task, self.method, self.model.representation.inner)]
         classes = f", classes {', '.join(self.classes)}" if self.classes else ""
         return f"<Pipeline {', '.join(names)} at {self.sample_rate} Hz, step {self.step}{classes}>"
 
@@ -359,8 +356,9 @@ class Pipeline:
         for group in chunks.groups(list(range(count)), batch_size):
             index = np.array(group + group[-1:] * (batch_size - len(group)))  # the last group is filled up with copies
             keys = _item_keys(jax.random.key(seed), index)
-            batch = {"wave": np.zeros((batch_size, window), np.float32), "label": label[index]}
-            waves = np.zeros((batch_size, wanted), np.float32)
+            shape = self.model.representation.sound_shape
+            batch = {"wave": np.zeros((batch_size, *shape(window)), np.float32), "label": label[index]}
+            waves = np.zeros((batch_size, *shape(wanted)), np.float32)
             program, x0 = self._program(asked, long, long), None
             for number, start in enumerate(chunks.starts(wanted, window, window - overlap)):
                 first = start // self.model.representation.hop_length
@@ -468,7 +466,8 @@ class Pipeline:
     def items(self, seed: int, index: np.ndarray, waves: np.ndarray | None = None) -> tuple[Array, Batch]:
         """Keys and batch of the items `index` of a seed at the training crop's length: classes in turn, or `waves`."""
         samples = round(self.seconds * self.sample_rate) // self._hop * self._hop
-        waves = np.zeros((len(index), samples), np.float32) if waves is None else waves
+        shape = (len(index), *self.model.representation.sound_shape(samples))
+        waves = np.zeros(shape, np.float32) if waves is None else waves
         labels = np.array([self.label(None, i) for i in index], np.int32)
         return _item_keys(jax.random.key(seed), index), {"wave": waves, "label": labels}
 

@@ -128,7 +128,7 @@ def _functions(
         name, shape = ("wave", (samples,)) if task.needs_sound else ("label", ())
 
     def batch_of(items: Any) -> dict[str, Any]:
-        wave, label = jnp.zeros((len(items), samples)), jnp.full(len(items), -1, jnp.int32)
+        wave, label = jnp.zeros((len(items), *r.sound_shape(samples))), jnp.full(len(items), -1, jnp.int32)
         return {"wave": wave, "label": label, name: items}
 
     def one(key: Array, item: Array) -> Array:

@@ -29,7 +29,7 @@ from jaxdiff.features import stft
 from jaxdiff.networks import Discriminators, Network, Params, from_nnx
 from jaxdiff.networks.discriminators import Judgement
 from jaxdiff.tasks import Batch, Example, Given
-from jaxdiff.training import Metrics, TrainState, Update, make_optimizer
+from jaxdiff.training import Metrics, TrainState, Update, gradient_norms, make_optimizer
 
 from .method import Method, Model, Optimizer, Sample, Sampling
 
@@ -71,6 +71,8 @@ class Adversarial(Method):
 
     def check(self, model: Model) -> None:
         super().check(model)
+        if model.representation.stereo:
+            raise ValueError("method adversarial judges sound of one channel; set data.channels to mix, left or right")
         if model.task.inputs:
             raise ValueError(
                 f"method adversarial compares with the recordings themselves, which are not what task "
@@ -308,7 +310,7 @@ def adversarial_step(
         updates, generator_state = optimizers["generator"].update(gradient, state.opt_state["generator"], generator)
         generator = optax.apply_updates(generator, updates)
         loss = apart + weight * (adversarial_weight * values["adversarial"] + feature_weight * values["feature"])
-        metrics = {"loss": loss, "distance": apart, **values, "gradient_norm": optax.tree.norm(gradient)}
+        metrics = {"loss": loss, "distance": apart, **values, **gradient_norms(gradient)}
         return state._replace(
             params={"generator": generator, "discriminators": discriminators},
             opt_state={"generator": generator_state, "discriminators": critics_state},

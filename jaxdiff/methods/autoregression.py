@@ -56,6 +56,8 @@ class Autoregression(method.Method):
     def check(self, model: method.Model) -> None:
         super().check(model)
         r = model.representation
+        if r.stereo:
+            raise ValueError("method autoregression makes one channel; set data.channels to mix, left or right")
         if not isinstance(r, Patches) or r.size != 1:
             raise ValueError(
                 f"method autoregression needs network causal_wavenet, representation patches of size 1 and "

@@ -1,7 +1,7 @@
 """Diffusion: a denoiser is trained at random noise levels, and a sampler walks from noise to data with it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import jax
@@ -50,6 +50,10 @@ class Diffusion(method.Method):
     ) -> tuple[Any, Any, Any]:
         extra = diffusion.init_histogram() if self.times == "importance" else ()
         return params, optimizer.init(params), extra
+
+    def judge(self) -> "Diffusion":
+        """Times by importance follow the losses of training; uniform ones have the same mean loss and stay."""
+        return replace(self, times="uniform") if self.times == "importance" else self
 
     def make_step(self, model: method.Model, optimizer: method.Optimizer, steps: int) -> method.Update:
         with_estimate = Condition.with_estimate if self.self_conditioning else None

@@ -21,7 +21,7 @@ from jaxdiff.diffusion.objectives import SampleTimes
 from jaxdiff.features import Representation
 from jaxdiff.networks import Network, Params
 from jaxdiff.tasks import Example, Given, Task
-from jaxdiff.training import Metrics, TrainState, Update
+from jaxdiff.training import Metrics, TrainState, Update, gradient_norms
 
 SamplerName = Literal[
     "euler", "ddim", "heun", "midpoint", "rk4", "dpm2", "dpmpp_1s", "dpmpp_2s", "dpmpp_2m", "dpmpp_3m", "lms2", "lms3",
@@ -87,6 +87,11 @@ class Method(abc.ABC):
 
     def check(self, model: Model) -> None:
         """Raise ValueError, one sentence, where the method does not fit the model."""
+        if model.representation.stereo and not model.task.stereo:
+            raise ValueError(
+                f"task {type(model.task).__name__.lower()} works on each channel by itself; set data.channels to mix, "
+                f"left or right"
+            )
         if model.task.gives_start and not self.takes_start:
             raise ValueError(
                 f"the task says where sampling begins, which {type(self).__name__.lower()} ignores; use method "
@@ -106,6 +111,10 @@ class Method(abc.ABC):
     @abc.abstractmethod
     def make_step(self, model: Model, optimizer: Optimizer, steps: int) -> Update:
         """`(state, batch, key) -> (state, metrics)` of a training of `steps`: see `gradient_step`."""
+
+    def judge(self) -> "Method":
+        """The method whose loss judges the model on other sounds: its times and noise depend on the key alone."""
+        return self
 
     def sampler(self, sampling: Sampling) -> Callable:
         """The sampler of `sampling`, which may also be a function with the signature of one."""
@@ -148,7 +157,7 @@ def gradient_step(model: Model, loss: Loss, optimizer: Optimizer) -> Update:
         (_, (metrics, extra)), gradient = jax.value_and_grad(of, has_aux=True)(state.params)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics = {**metrics, "gradient_norm": optax.tree.norm(gradient)}
+        metrics = {**metrics, **gradient_norms(gradient)}
         return state._replace(params=params, opt_state=opt_state, extra=extra), metrics
 
     return update
@@ -188,7 +197,8 @@ def sound_distance(model: Model, name: AuxiliaryName, weight: float, given: Give
         "speech": features.speech_loss,
     }[name]
     finish = lambda x0: model.task.finish(model.representation, x0, given)  # noqa: E731
-    return lambda x0_hat, x0, cond: weight * distance(finish(x0_hat), finish(x0))
+    each = lambda a, b: distance(a, b).reshape(len(a), -1).mean(-1)  # noqa: E731  # over both channels of stereo
+    return lambda x0_hat, x0, cond: weight * each(finish(x0_hat), finish(x0))
 
 
 def check_auxiliary(model: Model, name: AuxiliaryName) -> None:

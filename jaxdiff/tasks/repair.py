@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from jaxdiff.data.files import resample
 from jaxdiff.diffusion import Schedule, reconstruction_guidance
 from jaxdiff.diffusion.operators import Operator
-from jaxdiff.features import CompressedStft, Normalized, Representation
+from jaxdiff.features import CompressedStft, Representation
 from jaxdiff.networks import Condition
 
 from .damage import Damage, Damaged, Guess, guess_band, low_pass
@@ -47,9 +47,9 @@ class Repair(Task):
     peak_db: Level = -6.0
 
     def check(self, representation: Representation) -> None:
-        inner = representation.representation if isinstance(representation, Normalized) else representation
-        if not isinstance(inner, CompressedStft):
-            raise ValueError(f"task repair needs representation compressed_stft, got {type(inner).__name__}; set it")
+        kind = type(representation.inner)
+        if kind is not CompressedStft:
+            raise ValueError(f"task repair needs representation compressed_stft, got {kind.__name__}; set it")
 
     def needs(self, representation: Representation) -> Needs:
         return Needs(condition_features=_PLACES + _CUT_BANDS, condition_hop=representation.hop_length)

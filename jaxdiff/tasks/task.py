@@ -72,6 +72,7 @@ class Task(abc.ABC):
     inputs: ClassVar[tuple[str, ...]] = ()  # further sounds of a batch: "noise", "target", "room" ...
     needs_sound: ClassVar[bool] = False  # whether use begins with somebody's sound
     Request: ClassVar[type] = NoRequest  # a frozen dataclass: a user's options
+    stereo: ClassVar[bool] = False  # whether it can work on both channels of a sound at once
     gives_start: bool = False  # whether `Given.start` says where sampling begins
     classes: tuple[str, ...] = ()
     peak_db: Level = None
@@ -92,9 +93,10 @@ class Task(abc.ABC):
         """The factor for a sound whose largest sample is `peak` (level policy above)."""
         return 1.0 + 0 * peak if self.peak_db is None else 10 ** (self.peak_db / 20) / jnp.maximum(peak, 1e-4)
 
-    def leveled(self, wave: Float[Array, "batch samples"]) -> Float[Array, "batch samples"]:
-        """Each sound at the task's level."""
-        return wave if self.peak_db is None else wave * self.gain(jnp.abs(wave).max(-1, keepdims=True))
+    def leveled(self, wave: Float[Array, "batch *both samples"]) -> Float[Array, "batch *both samples"]:
+        """Each sound at the task's level, both channels alike."""
+        axes = tuple(range(1, wave.ndim))
+        return wave if self.peak_db is None else wave * self.gain(jnp.abs(wave).max(axes, keepdims=True))
 
     @abc.abstractmethod
     def example(self, representation: Representation, batch: Batch, key: PRNGKeyArray) -> Example:
@@ -113,7 +115,9 @@ class Task(abc.ABC):
         known, mask = given.kept
         return lambda x_t, t, *r: jnp.where(mask, known, denoiser(x_t, t, *r))
 
-    def finish(self, representation: Representation, x0: Array, given: Given) -> Float[Array, "batch samples"]:
+    def finish(
+        self, representation: Representation, x0: Array, given: Given
+    ) -> Float[Array, "batch *channels samples"]:
         """The sound of features."""
         return representation.decode(x0)
 

@@ -1,5 +1,8 @@
 """Training: a state, one compiled step, a loop that reads top to bottom, checkpoints."""
 
+from .blocks import block_names as block_names
+from .blocks import block_norms as block_norms
+from .blocks import gradient_norms as gradient_norms
 from .checkpoints import CheckpointError as CheckpointError
 from .loop import Every as Every
 from .loop import TrainingError as TrainingError

@@ -21,13 +21,17 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental import multihost_utils
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from jaxdiff.data.files import atomic
 
+from .blocks import block_names, block_norms
 from .state import TrainState
+
+NORMS = 500  # rows of the log, at most, that hold the norms of blocks
 
 
 class Every(NamedTuple):
@@ -54,7 +58,9 @@ def loop(
     steps: int,
     seconds_per_step: float = 0.0,
     learning_rate: Callable[[int], Any] | None = None,
+    weights: Callable[[Any], Any] = lambda params: params,
     log_path: Path | None = None,
+    also: Callable[[dict[str, Any]], None] = lambda row: None,
     log_every: int = 20,
     save_every: int = 1000,
     events: Sequence[Every] = (),
@@ -65,15 +71,18 @@ def loop(
     """Train up to step `steps`; returns the last state, saved, and the signal that ended training early (or None).
 
     `batches` yields device batches from `state.step` on; `seconds_per_step` is the audio in one and `learning_rate` the
-    rate after so many updates, both to be logged. Intervals are in steps, 0 means never. At the same step a state is
-    saved before `events` see it; then `enough` is asked with the metrics whether to end here. Raises TrainingError when
-    more than `skips` steps in a row, or all, have metrics that are not finite, with what was `heard` in them, or
-    when the weights are not finite; the last saved state is then intact.
+    rate after so many updates, both to be logged; so are the norms of the blocks of `weights(params)` and of their
+    gradient, in `NORMS` rows at most. `also` is told each row of the log. Intervals are in steps, 0 means never. At the
+    same step a state is saved before `events` see it; then `enough` is asked with the metrics whether to end here.
+    Raises TrainingError when more than `skips` steps in a row, or all, have metrics that are not finite, with what was
+    `heard` in them, or when the weights are not finite; the last saved state is then intact.
     """
     begin = step = saved = int(state.step)
     alone = jax.process_count() == 1
     window, values, run, what, over = [], {}, 0, "", None
-    with _signals() as caught, _progress(step, steps) as show, _log(log_path, step) as write:
+    pace = log_every * -(-steps // (log_every * NORMS)) if log_every else 0
+    with _signals() as caught, _progress(step, steps) as show, _log(log_path, step) as append:
+        write = lambda row: (append(row), also(row))  # noqa: E731
         since = time.perf_counter()
         try:
             while step < steps and over is None:
@@ -87,12 +96,14 @@ def loop(
                     window = jax.device_get(window)
                     bad = [_not_finite(m) for m in window]
                     means = _means([m for m, name in zip(window, bad, strict=True) if name is None])
+                    gradients = means.pop("gradient_norms", None)
                     if learning_rate is not None:
                         means["learning_rate"] = float(learning_rate(step - 1))
                     values |= means
                     rate, skipped = len(window) / (time.perf_counter() - since), sum(name is not None for name in bad)
                     speed = {"steps_per_s": rate, "audio_s_per_s": rate * seconds_per_step}
-                    write({"step": step, **means, "skipped": skipped, **speed})
+                    norms = _norms(weights(state.params), gradients) if pace and step % pace == 0 else {}
+                    write({"step": step, **means, "skipped": skipped, **speed, **norms})
                     show(step, {**values, **speed})
                     for at, (name, logged) in enumerate(zip(bad, window, strict=True), step - len(window) + 1):
                         run = 0 if name is None else run + 1
@@ -138,13 +149,25 @@ def loop(
 
 def _not_finite(metrics: Mapping[str, Any]) -> str | None:
     """The first metric that is not finite, the loss before others, None where the step counts."""
-    return next((name for name in ("loss", *metrics) if not math.isfinite(metrics[name])), None)
+    return next((name for name in ("loss", *metrics) if not np.isfinite(metrics[name]).all()), None)
 
 
-def _means(window: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """The mean of every metric but the number of skipped steps."""
+def _means(window: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The mean of every metric but the number of skipped steps: a float, or as many as it has."""
     names = [name for name in (window[0] if window else ()) if name != "skipped"]
-    return {name: float(sum(m[name] for m in window) / len(window)) for name in names}
+    return {name: np.asarray(sum(m[name] for m in window) / len(window), np.float64).tolist() for name in names}
+
+
+_scalars = jax.jit(lambda params: tuple(block_norms(params)))  # which every process has, wherever the parameters are
+
+
+def _norms(params: Any, gradients: Sequence[float] | None) -> dict[str, dict[str, float]]:
+    """The norms of blocks by name, of parameters and, where the method says them, of gradients, to four digits."""
+    names = block_names(params)
+    found = {"parameter_norms": jax.device_get(_scalars(params))}
+    if gradients is not None and len(gradients) == len(names):
+        found["gradient_norms"] = gradients
+    return {kind: {n: float(f"{x:.4g}") for n, x in zip(names, of, strict=True)} for kind, of in found.items()}
 
 
 @jax.jit
