@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parent.parent / "jaxdiff"
 FLOORS = (  # from the top; a part imports what stands below it, never beside or above it
     {"__main__"},
     {"cli"},
-    {"doctor"},
+    {"doctor", "report"},
     {"run"},
     {"workdir"},
     {"inference"},
@@ -21,7 +21,7 @@ FLOORS = (  # from the top; a part imports what stands below it, never beside or
     {"evaluation"},
     {"data"},
     {"features", "diffusion", "networks"},
-    {"ranges", "shipped"},
+    {"pages", "ranges", "shipped"},
 )
 LAZY = {"__init__"}  # the front door: it names what stands anywhere and imports it when it is used
 

@@ -14,6 +14,8 @@ from rich.text import Text
 
 from jaxdiff import ranges
 
+from . import files
+
 if TYPE_CHECKING:
     from jaxdiff.evaluation import Scores
 
@@ -47,6 +49,10 @@ class Evaluate:
     """folder with a text NAME.txt for each file, the words that are said, for word_error_rate"""
     seed: ranges.Seed = 0
     """of the intervals"""
+    sync: Annotated[Path | None, tyro.conf.arg(metavar="VIDEO|ONSETS")] = None
+    """instead of measures, how well the sounds of the folders and files, all of them outputs, keep to the times of this
+    one: the onsets of a video's or a sound's own sound, what is seen in a video without, a cue sheet or list of times
+    (CSV), or a MIDI file; with --out as sync.csv and sync.json"""
     list: bool = False
     """list all measures with unit, better direction and what they need"""
     overwrite: bool = False
@@ -59,6 +65,8 @@ class Evaluate:
             _list_measures()
             return 0
         folders = self.folders
+        if self.sync is not None:
+            return self._sync(self.sync)
         if not folders:
             mistaken = next((name for name in self.metrics if Path(name).exists()), None)
             if mistaken is not None:
@@ -102,6 +110,59 @@ class Evaluate:
             return 130
         _print(scores)
         return 1 if scores.problems else 0
+
+    def _sync(self, reference: Path) -> int:
+        """The table of how well outputs keep to the times of a reference."""
+        wrong = [name for name in ("metrics", "names", "reference_free", "rate", "transcripts") if getattr(self, name)]
+        if wrong:
+            raise ValueError(f"--{wrong[0].replace('_', '-')}: is not for --sync; leave one of them away")
+        if not self.folders:
+            raise ValueError("--sync: say what is to be scored, after it a folder of outputs or an output")
+        from jaxdiff.data import AudioError
+        from jaxdiff.evaluation.sync import SHIFTS
+        from jaxdiff.inference.rhythm import events, outputs, save_kept, score
+
+        results = [] if self.out is None else [self.out / "sync.csv", self.out / "sync.json"]
+        files.refuse_existing(results, self.overwrite)
+        with Progress(transient=True, disable=not sys.stderr.isatty(), console=_console(stderr=True)) as progress:
+            task = progress.add_task("listening", total=None)
+            wanted = events(reference)
+            if not len(wanted.seconds):
+                raise AudioError(f"{reference}: nothing is to be heard in it; give a cue sheet of when it is")
+            found = outputs(self.folders)
+            scores, problems = {}, []
+            for i, path in enumerate(found):
+                try:
+                    scores[path] = score(wanted, path)
+                except AudioError as error:
+                    problems.append(str(error))
+                progress.update(task, completed=i + 1, total=len(found))
+        table = Table("output", box=None, pad_edge=False)
+        heads = [
+            "hits",
+            "AP",
+            "offset ms",
+            "delay ms",
+            "loudness",
+            "shift ms",
+            *(f"moved {1000 * s:g}" for s in SHIFTS),
+        ]
+        for head in heads:
+            table.add_column(head, justify="right")
+        for path, kept in scores.items():
+            row = [f"{kept.hit_rate:.3f}", f"{kept.average_precision:.3f}"]
+            row += [f"{1000 * kept.offset:.1f}", f"{1000 * kept.delay:+.1f}", f"{kept.loudness:.3f}"]
+            row += [f"{1000 * value:+.1f}" for value in (kept.shift, *kept.recovered)]
+            table.add_row(str(path), *(text.replace("+nan", "nan").replace("nan", "-") for text in row))
+        _console().print(table)
+        print(
+            f"\n{len(wanted.seconds)} events of {reference}; hits and AP within 100 ms; moved: the shift that is found"
+        )
+        if self.out is not None:
+            save_kept(self.out, reference, scores)
+        for line in problems:
+            print(f"jaxdiff: error: {line}", file=sys.stderr)
+        return 1 if problems else 0
 
 
 def _console(stderr: bool = False) -> Console:

@@ -23,14 +23,17 @@ from .edit import Edit
 from .enhance import Enhance
 from .evaluate import Evaluate
 from .features import Features
+from .foley import Foley
 from .inspect import Export, Info, SearchTimes
 from .listen import Listen
 from .models import Models
 from .pack import Pack
 from .repair import Repair
+from .report import Report
 from .restyle import Restyle
 from .run import Generate, Vocode
 from .train import Train, print_help
+from .watch import Watch
 
 Commands = (
     Train
@@ -45,12 +48,15 @@ Commands = (
     | Features
     | Info
     | Doctor
+    | Report
     | SearchTimes
     | Export
     | Models
     | Pack
     | Evaluate
     | Listen
+    | Watch
+    | Foley
 )
 _DESCRIPTION = "Audio diffusion: train a model on a folder of sound, make new sound with it."
 _DATA_ERRORS = {"AudioError", "CardError", "CheckpointError", "TrainingError"}  # by name: most modules import slowly

@@ -78,6 +78,24 @@ def read_cues(path: str | Path) -> list[Cue]:
     return sorted(found, key=lambda cue: cue.seconds)
 
 
+def read_times(path: str | Path) -> list[float]:
+    """The times of a cue sheet, or of a list of times: a line each, or the first column of a table with a title.
+
+    Raises AudioError as `read_cues` does.
+    """
+    path = Path(path)
+    if path.is_file() and path.stat().st_size <= MOST_BYTES:
+        lines = path.read_text(encoding="utf-8-sig", errors="replace").split("\n")[: MOST_CUES + 1]
+        first = [re.split("[,;\t]", line.strip())[0].strip(" \"'") for line in lines if line.strip()]
+        title = [cell.strip(" \"'").lower() for cell in re.split("[,;\t]", next((x for x in lines if x.strip()), ""))]
+        if "class" not in title and first:
+            numbers = [_number(cell, clock=True) for cell in first]
+            rest = numbers[1:] if numbers[0] is None else numbers
+            if rest and all(value is not None and 0 <= value <= MOST_SECONDS for value in rest):
+                return sorted(value for value in rest if value is not None)
+    return [cue.seconds for cue in read_cues(path)]
+
+
 def write_cues(path: str | Path, cues: Iterable[Cue]) -> None:
     """A cue sheet, sorted by time, with milliseconds and hundredths."""
     with atomic(Path(path)) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:

@@ -405,12 +405,14 @@ def exact_subtype(info: AudioInfo) -> str:
 def sound_writer(
     temporary: Path, path: Path, sample_rate: int, channels: int, subtype: str, samples: int
 ) -> Iterator[soundfile.SoundFile]:
-    """A WAV file open for blocks [samples, channels], as RF64 where `samples` need more than a WAV's 4 GiB.
+    """A WAV file, or by its ending a FLAC, open for blocks [samples, channels]; RF64 where `samples` need more than a
+    WAV's 4 GiB.
 
     Raises OSError that names `path`, whose `temporary` file it is, where a block cannot be written.
     """
     size = samples * channels * _BYTES[subtype]
-    kind = "WAV" if size < _LARGEST_WAV else "RF64"
+    flac = path.suffix.lower() == ".flac"
+    kind = "FLAC" if flac else "WAV" if size < _LARGEST_WAV else "RF64"
     try:
         with soundfile.SoundFile(_name(temporary), "w", sample_rate, channels, subtype, format=kind) as file:
             yield file
@@ -418,7 +420,7 @@ def sound_writer(
     except (AssertionError, soundfile.SoundFileRuntimeError) as error:  # libsndfile writes less and may not say why
         reason = str(error) or "the disk may be full"
         raise OSError(errno.ENOSPC, f"the sound could not be written ({reason})", str(path)) from None
-    if temporary.stat().st_size < size:
+    if not flac and temporary.stat().st_size < size:
         raise OSError(errno.ENOSPC, "the sound could not be written whole (the disk may be full)", str(path))
 
 

@@ -6,6 +6,7 @@ and velocity from 1 to 127. A score of a recording is the MIDI file of the same 
 
 import warnings
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,17 @@ def read_midi(path: str | Path) -> Notes:
 
     Raises AudioError for what is no MIDI file, is longer than four hours or holds more than half a million notes.
     """
+    return _read(path, _notes)
+
+
+def read_hits(path: str | Path) -> np.ndarray:
+    """When keys are struck, [hits, 3]: seconds, key and velocity, by time. Those of the drums where there are any, or
+    else those of all channels. Raises as `read_midi` does."""
+    return _read(path, _hits)
+
+
+def _read(path: str | Path, take: Callable[[Path, Any], np.ndarray]) -> np.ndarray:
+    """What `take` makes of a MIDI file."""
     import mido
 
     path = Path(path)
@@ -44,12 +56,25 @@ def read_midi(path: str | Path) -> Notes:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return _notes(path, mido.MidiFile(str(path), clip=True))
+            return take(path, mido.MidiFile(str(path), clip=True))
     except AudioError:
         raise
     except (OSError, EOFError, ValueError, LookupError, TypeError) as error:
         why = " ".join(str(error).split()) or type(error).__name__
         raise AudioError(printable(f"{path}: cannot be read as MIDI ({why})")) from None
+
+
+def _hits(path: Path, file: Any) -> np.ndarray:
+    now, drums, others = 0.0, [], []
+    for message in file:
+        now += message.time
+        if now > 4 * 3600:
+            raise AudioError(f"{path}: is longer than four hours")
+        if len(drums) + len(others) > MOST_NOTES:
+            raise AudioError(f"{path}: has more than {MOST_NOTES} notes")
+        if message.type == "note_on" and message.velocity:
+            (drums if message.channel == _DRUMS else others).append((now, message.note, message.velocity))
+    return np.array(drums or others or np.zeros((0, 3)))
 
 
 def _notes(path: Path, file: Any) -> Notes:

@@ -44,15 +44,14 @@ class Sync(NamedTuple):
     delay: float
 
 
-def onsets(y: Float[np.ndarray, " samples"], sr: int) -> Onsets:
-    """The onsets of a sound."""
+def onsets(y: Float[np.ndarray, " samples"], sr: int, *, loudest: float = -np.inf) -> Onsets:
+    """The onsets of a sound, of a part of one whose loudest band at any time has `loudest` dB."""
     hop, n_fft = max(1, round(0.004 * sr)), 2 * round(0.016 * sr)
-    y = np.pad(np.asarray(y, np.float32), (n_fft, -len(y) % (sr // 4) + n_fft))  # few lengths, no onset at the start
-    options: dict[str, Any] = dict(sr=sr, n_fft=n_fft, hop_length=hop, n_mels=_BANDS)
-    S = np.asarray(power_to_db(melspectrogram(jnp.asarray(y), **options), top_db=None))
-    if S.max() < -90:
+    S = _bands(y, sr, hop, n_fft)
+    loudest = max(float(S.max()), loudest)
+    if loudest < -90:
         return Onsets(np.zeros(0), np.zeros(0))
-    S = np.maximum(S, S.max() - _RANGE_DB)
+    S = np.maximum(S, loudest - _RANGE_DB)
     rise = np.maximum(0, S[:, _LAG:] - S[:, :-_LAG])
     flux = np.pad(np.sort(rise, axis=0)[-_RISING:].mean(0), (_LAG, 0)).astype(np.float64)
     frames = np.flatnonzero(flux >= _RISE_DB)
@@ -62,6 +61,17 @@ def onsets(y: Float[np.ndarray, " samples"], sr: int) -> Onsets:
             kept.append(int(frame))
     at = np.sort(np.array(kept, int))
     return Onsets((at * hop - n_fft) / sr + _BIAS, flux[at])
+
+
+def loudest_band(y: Float[np.ndarray, " samples"], sr: int) -> float:
+    """The level in dB of the loudest band at any time."""
+    return float(_bands(y, sr, max(1, round(0.004 * sr)), 2 * round(0.016 * sr)).max())
+
+
+def _bands(y: np.ndarray, sr: int, hop: int, n_fft: int) -> np.ndarray:
+    y = np.pad(np.asarray(y, np.float32), (n_fft, -len(y) % (sr // 4) + n_fft))  # few lengths, no onset at the start
+    options: dict[str, Any] = dict(sr=sr, n_fft=n_fft, hop_length=hop, n_mels=_BANDS)
+    return np.asarray(power_to_db(melspectrogram(jnp.asarray(y), **options), top_db=None))
 
 
 def pairs(

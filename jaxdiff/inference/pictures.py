@@ -126,6 +126,38 @@ def roll(notes: np.ndarray, title: str) -> Any:
     return figure
 
 
+def watched(found: Any, threshold: float, title: str) -> Any:
+    """A figure with the curves of motion of a watched video over seconds, its cuts (dotted) and its cues: a line each,
+    and a dot where it is across the picture, as large as it is strong."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 8.5), dpi=100, layout="constrained")
+    axes = figure.subplots(4, 1, sharex=True)
+    times, curves, cues = found.seconds, found.curves, found.cues
+    motions = ("falling", "rising", "left_going", "right_going")
+    rows = (
+        ("difference (share)", ("difference",)),
+        ("motion (widths/s)", motions),
+        ("loss of speed (widths/s)", ("stop",)),
+    )
+    for axis, (label, names) in zip(axes, (*rows, ("impact (0 to 1)", ("impact",))), strict=True):
+        for name in names:
+            axis.plot(times, curves[name], lw=0.9, label=name.replace("_", " "))
+        axis.set(ylabel=label, xlim=(times[0], max(times[-1], times[0] + 1e-3)))
+        low, high = 0.0, axis.get_ylim()[1]
+        axis.vlines([cue.seconds for cue in cues], low, high, colors="crimson", lw=0.8, alpha=0.6)
+        axis.vlines(found.cuts, low, high, colors="black", lw=0.8, linestyles="dotted")
+        axis.set_ylim(low, high)
+    axes[1].legend(loc="upper right", fontsize=7, ncols=4)
+    axes[3].axhline(threshold, color="grey", lw=0.7, linestyle="dashed")
+    pan = axes[3].twinx()
+    pan.scatter([c.seconds for c in cues], [c.pan for c in cues], [8 + 40 * c.strength for c in cues], color="crimson")
+    pan.set(ylim=(-1.05, 1.05), ylabel="pan (-1 left, 1 right)")
+    _title(axes[0], title, 9)
+    axes[-1].set_xlabel("time (s)")
+    return figure
+
+
 def _decibels(y: np.ndarray, sample_rate: float, hop: int) -> np.ndarray:
     frames, length = 1 + len(y) // hop, 8 * hop << max(0, (len(y) // (8 * hop)).bit_length())  # few programs for all
     y = np.pad(y, (0, length - len(y)))
