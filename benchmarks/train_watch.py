@@ -1,6 +1,7 @@
 """Train the network of `jaxdiff watch` on scenes that are drawn for it, and score it beside the rules on unseen ones.
 
-    python benchmarks/train_watch.py [--seed 0] [--scenes 2000] [--steps 5000] [--unseen 160] [--out FILE] [--score-only]
+    python benchmarks/train_watch.py [--seed 0] [--scenes 2000] [--steps 5000] [--unseen 160] [--out FILE]
+        [--score-only]
 
 Scene i of training is `draw_scene(np.random.default_rng([seed, i]))` of `watch_scenes.py`, and of scoring
 `default_rng([seed + 2000, i])`. The network learns a bump of 25 ms around each contact by cross-entropy; places within
