@@ -406,7 +406,7 @@ def _items(part: Any) -> Iterator[tuple[str, Any]]:
 
 
 def representation(config: Config) -> Representation:
-    """What the network sees before it is normalised: of both channels, where the data have two."""
+    """The features before they are normalised: those of both channels, where the data have two."""
     return Stereo(config.representation) if config.data.channels == "stereo" else config.representation
 
 

@@ -197,8 +197,7 @@ def test_a_cut_is_no_impact_and_a_flash_is_none():
     t = np.arange(90) / 30
     for rules in (True, False):
         shots = [
-            np.maximum(texture(1 if i < 45 else 2) // 2, disc(0.1 + 0.5 * s, 0.15 if i < 45 else 0.4, back=0))
-            for i, s in enumerate(t)
+            np.maximum(texture(1 if i < 45 else 2) // 2, disc(0.1 + 0.5 * s, 0.3, back=0)) for i, s in enumerate(t)
         ]
         found = watch((Frame(s, p) for s, p in zip(t, shots, strict=True)), rules=rules)
         np.testing.assert_allclose(found.cuts, [1.5], atol=1e-6)

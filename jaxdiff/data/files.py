@@ -99,21 +99,26 @@ def _opened(path: Source) -> Iterator[_File]:
 
 
 @contextlib.contextmanager
-def _naming(path: Source, what: str) -> Iterator[None]:
-    """Whatever libsndfile or the system raises becomes an AudioError that names the file and says `what` it is."""
+def naming(path: Source, what: str) -> Iterator[None]:
+    """Whatever a library or the system raises becomes an AudioError that names the file and says `what` it is."""
     try:
         yield
     except AudioError:
         raise
     except Exception as error:
-        reason = getattr(error, "error_string", None) or f"{type(error).__name__}: {error}"
-        raise AudioError(f"{path}: {what} ({reason})") from None
+        raise AudioError(f"{path}: {what} ({reason_of(error)})") from None
+
+
+def reason_of(error: Exception) -> str:
+    """The words of libsndfile, FFmpeg or the system for what went wrong, or else those of Python."""
+    said = getattr(error, "error_string", None) or getattr(error, "strerror", None)
+    return said or f"{type(error).__name__}: {error}"
 
 
 def audio_info(path: Source) -> AudioInfo:
     """The header of a sound file, checked against limits; raises AudioError when it is missing, not audio or absurd."""
     path = Path(path) if isinstance(path, str) else path
-    with _naming(path, "not a sound file that libsndfile can read"):
+    with naming(path, "not a sound file that libsndfile can read"):
         if not path.is_file():
             raise AudioError(f"{path}: no such file")
         with _opened(path) as file:
@@ -164,7 +169,7 @@ def exact_info(path: Source) -> AudioInfo:
     """`audio_info` with the number of samples that there are, which an MP3 may not say and is decoded for then."""
     info = audio_info(path)
     if info.subtype.startswith("MPEG_LAYER"):
-        with _naming(path, "damaged"):
+        with naming(path, "damaged"):
             if not _says_its_length(path):
                 return dataclasses.replace(info, samples=max(1, sum(map(len, _blocks(path)))))
     return info
@@ -229,7 +234,7 @@ def _blocks(
     """
     at = start
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_naming(path, "damaged"))
+        stack.enter_context(naming(path, "damaged"))
         source = file = stack.enter_context(_opened(path))
         part = mp3.part(path, file, start, stop) if file.format == "MP3" and start else None
         before = 0

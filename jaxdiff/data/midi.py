@@ -45,7 +45,7 @@ def read_hits(path: str | Path) -> np.ndarray:
 
 
 def _read(path: str | Path, take: Callable[[Path, Any], np.ndarray]) -> np.ndarray:
-    """What `take` makes of a MIDI file."""
+    """The result of `take` for a MIDI file; raises AudioError for what is none."""
     import mido
 
     path = Path(path)

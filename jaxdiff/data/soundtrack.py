@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .files import AudioError, atomic
-from .video import MAX_SECONDS, decoded, length_of, naming, opened, start_of, video_stream
+from .files import AudioError, atomic, naming
+from .video import MAX_SECONDS, decoded, length_of, opened, start_of, video_stream
 
 RATE = 48_000  # Hz of the sound that is written
 BIT_RATE = 192_000
@@ -59,8 +59,8 @@ class Track(NamedTuple):
 
 
 class Muxed(NamedTuple):
-    """What a written video holds: how many picture packets, with the bytes of the source's, the seconds of its sound
-    and the codec."""
+    """A video that was written: the number of picture packets, which have the bytes of the source's, the seconds of its
+    sound and the codec."""
 
     packets: int
     seconds: float

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .files import AudioError, printable
+from .files import AudioError, naming, printable, reason_of
 
 WIDTH, HEIGHT = 96, 54  # pixels of a small picture
 MAX_SECONDS = 4 * 3600
@@ -31,8 +31,8 @@ _UPRIGHT = (1, 0, 0, 1)
 
 
 class VideoInfo(NamedTuple):
-    """What a file says of its video: its length in seconds and the mean rate of its pictures per second (None where it
-    does not say), width and height in pixels as it is shown, and how many sound tracks it has. `start` is the time of
+    """A video as its file has it: length in seconds and mean rate of pictures per second (None where the file does
+    not say), width and height in pixels as it is shown, and how many sound tracks it has. `start` is the time of
     the file's own clock at which it begins, in seconds, which ours are counted from."""
 
     seconds: float | None
@@ -51,7 +51,7 @@ class Frame(NamedTuple):
 
 
 def video_info(path: str | Path) -> VideoInfo:
-    """What a video says of itself; raises AudioError for what is none."""
+    """The facts of a video file; raises AudioError for what is none."""
     path = Path(path)
     with opened(path) as container, naming(path, "cannot be read as a video"):
         stream = video_stream(container, path)
@@ -157,7 +157,7 @@ def decoded(container: Any, stream: Any, path: Path) -> Iterator[tuple[list[Any]
         try:
             packet = next(packets, None)
         except (FFmpegError, OSError) as error:
-            raise AudioError(f"{path}: damaged ({_reason(error)}); get the whole file") from None
+            raise AudioError(f"{path}: damaged ({reason_of(error)}); get the whole file") from None
         if packet is None:
             return
         begin = packet.pts if packet.pts is not None else packet.dts
@@ -170,7 +170,7 @@ def decoded(container: Any, stream: Any, path: Path) -> Iterator[tuple[list[Any]
         except (FFmpegError, OSError, ValueError) as error:
             pictures, row = None, row + 1
             if row >= _DAMAGED:
-                raise AudioError(f"{path}: damaged, its pictures cannot be decoded ({_reason(error)})") from None
+                raise AudioError(f"{path}: damaged, its pictures cannot be decoded ({reason_of(error)})") from None
         yield pictures, end
 
 
@@ -214,18 +214,3 @@ def _small(frame: Any, scaler: Any, width: int, height: int, path: Path) -> np.n
     if not a:  # x' = c y, y' = b x
         small, a, d = small.T, c, b
     return np.ascontiguousarray(small[::d, ::a])
-
-
-@contextlib.contextmanager
-def naming(path: Path, what: str) -> Iterator[None]:
-    """Whatever PyAV or the system raises becomes an AudioError that names the file and says `what` it is."""
-    try:
-        yield
-    except AudioError:
-        raise
-    except Exception as error:
-        raise AudioError(f"{path}: {what} ({_reason(error)})") from None
-
-
-def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"

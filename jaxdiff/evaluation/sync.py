@@ -38,7 +38,7 @@ class Heard(NamedTuple):
 
 
 class Events(NamedTuple):
-    """What a sound is held against: times in seconds, and where they come from a sound its loudness contour."""
+    """Times in seconds that a sound is to keep to, and where they come from a sound its loudness contour in dB."""
 
     seconds: np.ndarray
     levels: np.ndarray | None = None

@@ -28,7 +28,7 @@ _TEXTURED = 0.3  # share of blocks with texture, at least, where the camera's mo
 
 
 class Matches(NamedTuple):
-    """What became of each block: its shift in pixels (right, down), how surely it moves otherwise than the camera
+    """The match of each block: its shift in pixels (right, down), how surely it moves otherwise than the camera
     (0 to 1), the mean |difference| in grey levels that is left, and the camera's shift."""
 
     shift: Float[Array, "pairs rows columns 2"]

@@ -45,7 +45,7 @@ class Representation(abc.ABC):
 
     @property
     def inner(self) -> "Representation":
-        """What others were put around: features as they were configured."""
+        """The representation that others were put around: features as they were configured."""
         return self
 
     def sound_shape(self, samples: int) -> tuple[int, ...]:

@@ -122,8 +122,8 @@ def heard_in(path: str | Path) -> Heard:
 
 
 def events(path: str | Path, *, tell: Callable[[float], None] = lambda share: None) -> Events:
-    """What a file says of when something is to be heard: a sheet's times, the onsets of its sound, or where a video has
-    none of them its impacts."""
+    """The times at which something is to be heard by a file: a sheet's times, the onsets of its sound, or where a video
+    has none of them its impacts."""
     path = Path(path)
     if path.suffix.lower() in SCORES:
         return Events(np.unique(read_hits(path)[:, 0]))

@@ -244,7 +244,7 @@ class Detector(NamedTuple):
 
 
 def inputs(curves: dict[str, np.ndarray]) -> np.ndarray:
-    """What the network sees of curves, [frames, features]: small values as they are, large ones by their logarithm."""
+    """Curves as the network sees them, [frames, features]: small values as they are, large ones by their logarithm."""
     scale = {name: 50.0 if name in VELOCITIES else 1000.0 if name in CHANGES else 10.0 for name in CURVES}
     return np.stack([np.arcsinh(scale[name] * curves[name]) for name in CURVES], axis=-1)
 
