@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 from annotated_types import Interval
 
-from jaxdiff import __version__, shipped
+from jaxdiff import __version__
 
 from . import files, run
 
@@ -111,8 +111,6 @@ class Foley(run.Sampled):
             raise ValueError(f"--out {self.out}: is a folder; give a file, as {self.out / 'foley.wav'}")
         if self.out.exists() and self.source.exists() and self.out.samefile(self.source):
             raise ValueError(f"--out {self.out}: is the source itself; give another file")
-        if str(self.model) == MODEL and MODEL not in shipped.names() and not self.model.exists():
-            raise ValueError(f"--model: {MODEL} does not ship with this version; give a run or a file of task foley")
 
     def _check_model(self, pipeline: "Pipeline", names_classes: bool) -> None:
         from jaxdiff.tasks import Foley as Task
