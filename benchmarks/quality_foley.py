@@ -148,7 +148,7 @@ def main() -> None:
             "training": frechet_distance(own, target),
             "noise": frechet_distance(embed(shaped_noise(first(known[name]), rng)), target),
             "other": min(others.values()),
-            "novelty": nearest(made, own) / nearest(target, own),
+            "novelty": nearest(made, own) / (nearest(target, own) or np.nan),
             "nearest_class": min(generated, key=lambda k: generated[k]),
         }
         rows[name] |= {"frechet": row}

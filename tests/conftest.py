@@ -2,6 +2,7 @@
 quickly, and a program once for all tests, workers and subprocesses of a session; so with what jaxdiff itself keeps."""
 
 import atexit
+import gc
 import os
 import shutil
 import sys
@@ -28,11 +29,17 @@ if version("jaxlib").startswith("0.10."):  # XLA's flags change, and one that it
     os.environ["XLA_FLAGS"] = f"{_flags} {os.environ.get('XLA_FLAGS', '')}"
 os.environ.setdefault("NUMBA_OPT", "0")  # librosa's functions too
 os.environ.setdefault("MPLBACKEND", "Agg")
+gc.set_threshold(50_000)  # passes over all that JAX keeps take a twentieth of the time at Python's 700
 sys.path.insert(0, str(Path(__file__).parent))  # so that the tests find oracles.py under any import mode
 install_import_hook(  # with PEP 484's rule that an int is a good float
     ["jaxdiff.features", "jaxdiff.networks", "jaxdiff.diffusion"],
     "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
 )
+
+
+def pytest_collection_finish():
+    """Modules and tests stay to the end: the collector need not walk through them again."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="module")

@@ -156,8 +156,9 @@ def test_a_class_of_few_recordings_is_heard_as_often_as_wanted(tmp_path, evennes
     write(tmp_path / "rare" / "0.wav", np.full(100, 0.5))
     both = open_corpus(str(tmp_path))
     more = Further({"other": both})
-    made = batches(both, Crop(100, RATE), 100, 0, further=more, evenness=evenness)
-    later = batches(both, Crop(100, RATE), 100, 0, start=5, further=more, evenness=evenness)
+    options: dict[str, Any] = dict(memory=1e6, further=more, evenness=evenness)  # 4,000 sounds, decoded once
+    made = batches(both, Crop(100, RATE), 100, 0, **options)
+    later = batches(both, Crop(100, RATE), 100, 0, start=5, **options)
     seen = [next(made) for _ in range(20)]
     for name in ("wave", "other"):
         share = np.mean([(batch[name][:, 0] > 0.3).mean() for batch in seen])

@@ -205,7 +205,7 @@ def test_repaint_keeps_the_known_exactly_and_approaches_the_posterior():
     plain = correlated_denoiser(Cosine(), PRIOR_MEAN, PRIOR)
     deviation, errors, spreads = np.sqrt(np.diag(covariance)[2:]), [], []
     for resamples in (1, 16):
-        x = draw(repaint(masking(KNOWN), jnp.asarray(OBSERVED)[None], resamples=resamples), plain, 100)
+        x = draw(repaint(masking(KNOWN), jnp.asarray(OBSERVED)[None], resamples=resamples), plain, 100, count=2000)
         assert (x[:, KNOWN] == OBSERVED[KNOWN]).all()
         errors.append(float((np.abs(x.mean(0) - mean[0])[2:] / deviation).max()))
         spreads.append(float(np.abs(x.std(0)[2:] / deviation - 1).max()))
