@@ -103,7 +103,7 @@ def train(
     ranges.check_fields(settings)
     folder = None if workdir is None else Path(workdir)
     _check_devices(settings, 0)
-    with alone(folder):
+    with alone(folder) as folder:
         found = None if folder is None else agreed(lambda: newest(folder / "checkpoints"))
         changes = None if augmentation is None else (augmentation, ("wave",))
         own, held_out = _own_rows(batches, fsdp), None
@@ -318,7 +318,7 @@ def run(config: Config, workdir: Path, *, accept_changes: bool = False, report: 
     each calls this with the same arguments and reads its rows of the batches; the first one reports.
     """
     report = report if jax.process_index() == 0 else lambda text: None
-    t, directory, method = config.train, workdir / "checkpoints", config.method
+    t, method = config.train, config.method
     crop = configuration.crop(config)
     if "sampler" in method.knobs:
         try:
@@ -329,7 +329,11 @@ def run(config: Config, workdir: Path, *, accept_changes: bool = False, report: 
     if t.tensorboard:
         tensorboard.check()
     agreed(lambda: check_empty(workdir))
-    with alone(workdir):
+    with alone(workdir) as place:
+        if place is not None and place != workdir:
+            report(f"{workdir} is trained in {place} and copied there every minute".replace(":/", "://", 1))
+            workdir = place
+        directory = workdir / "checkpoints"
         corpus, further = config.data.open()
         classes = configuration.model(config, corpus.classes, None).task.classes
         _check_inputs(config, further)

@@ -8,6 +8,7 @@ WORKDIR/best.json        the best checkpoint so far        WORKDIR/.lock        
 WORKDIR/history.jsonl    starts, ends, versions            WORKDIR/tensorboard   event files (train.tensorboard)
 
 Of several processes the first alone decides and writes here, and all do as it says; checkpoints they write together.
+A run of a cloud is trained in a folder of this machine, which `training/remote.py` copies up and down.
 """
 
 import contextlib
@@ -27,7 +28,8 @@ from jax.experimental import multihost_utils
 from jaxdiff import config as configuration
 from jaxdiff.config import FORMAT, Config, ConfigError, flatten, from_dict
 from jaxdiff.data import AudioError, Corpus, Further, write_report
-from jaxdiff.training import CheckpointError, TrainState, checkpoints
+from jaxdiff.data.cloud import url_of
+from jaxdiff.training import CheckpointError, TrainState, checkpoints, remote
 from jaxdiff.training.best import Best
 
 LOCK = ".lock"
@@ -41,7 +43,6 @@ _MAY_CHANGE = re.compile(
     r"network\.remat|representation\.vocoder|task\.pitch_.*"
 )
 _ON_PURPOSE = re.compile(r"train\.(learning_rate|batch|warmup)|data\.(path|labels|drawn|paired)|corpus")
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 
 
 def agreed(decide: Callable[[], _T]) -> _T:
@@ -66,25 +67,37 @@ def agreed(decide: Callable[[], _T]) -> _T:
 
 
 @contextlib.contextmanager
-def alone(workdir: Path | None) -> Iterator[None]:
+def alone(workdir: Path | None) -> Iterator[Path | None]:
     """Make the folder of a run, in which no other training may go on meanwhile: a lock that ends with its process.
 
-    Raises ConfigError where another has it, or it cannot be written to. A folder that was made and not used is removed
-    again.
+    It is `workdir`, or where a run of a cloud is trained: of several processes the first has its mirror, others have a
+    copy of its checkpoints. Raises ConfigError where another has it, or it cannot be written to. A folder that was made
+    and not used is removed again.
     """
     with contextlib.ExitStack() as stack:
-        if workdir is not None:
+        url = None if workdir is None else url_of(workdir)
+        if workdir is not None and url is None:
             agreed(lambda: stack.enter_context(_locked(workdir)))
+        elif workdir is not None and url is not None:
+            mirror = remote.mirror(url)
+            agreed(lambda: stack.enter_context(_held(url, mirror)))
+            first = jax.process_index() == 0
+            workdir = mirror if first else remote.fetched(workdir, ["checkpoints"], needed=False)
+        yield workdir
+
+
+@contextlib.contextmanager
+def _held(url: str, mirror: Path) -> Iterator[None]:
+    with _locked(mirror), contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(remote.held(url, mirror))
+        except BlockingIOError as error:
+            raise ConfigError(f"--workdir {error}; wait for its end, or use another --workdir") from None
         yield
 
 
 @contextlib.contextmanager
 def _locked(workdir: Path) -> Iterator[None]:
-    if _URL.match(str(workdir)) and not workdir.exists():
-        raise ConfigError(
-            f"--workdir {str(workdir).replace(':/', '://', 1)}: a run lives in a folder of a file system, which "
-            f"logs and sounds are added to; mount the bucket, as gcsfuse does, and give that folder"
-        )
     new = not workdir.exists()
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -238,7 +251,10 @@ class Keeper:
         """Begin to save the averages where they are due and not there."""
         step = int(state.step)
         due = self.every and (step % self.every == 0 or step == self.t.steps)
-        if due and self.workdir is not None and not (self.workdir / "snapshots" / str(step)).exists():
+        if not due or self.workdir is None:
+            return
+        folder = self.workdir / "snapshots" / str(step)
+        if not agreed(folder.exists):
             self.averages.save(step, checkpoints.averages(state))
 
     def judge(self, step: int, metrics: Mapping[str, float]) -> bool:

@@ -144,6 +144,60 @@ def one_of(process: int, processes: int, port: int, workdir: str, options: dict[
     print("ended at", int(state.step))
 
 
+def bucket(folder: Path) -> None:
+    """Make gs:// lead into a folder, with which it shares what object stores have: whole files by their names."""
+    import fsspec
+    from fsspec.spec import AbstractFileSystem
+
+    class Bucket(AbstractFileSystem):
+        protocol, cachable = "gs", False
+
+        @classmethod
+        def _strip_protocol(cls, path: Any) -> str:
+            return str(path).removeprefix("gs://").strip("/")
+
+        def find(self, path: str, detail: bool = False, **_: Any) -> Any:
+            files = [p for p in (folder / path).rglob("*") if p.is_file()]
+            return {
+                p.relative_to(folder).as_posix(): {"size": (s := p.stat()).st_size, "mtime": s.st_mtime_ns}
+                for p in sorted(files)
+            }
+
+        def get_file(self, rpath: str, lpath: str, **_: Any) -> None:
+            Path(lpath).write_bytes(self.cat_file(rpath))
+
+        def cat_file(self, path: str, **_: Any) -> bytes:
+            return (folder / path).read_bytes()
+
+        def put_file(self, lpath: str, rpath: str, **_: Any) -> None:
+            self.pipe_file(rpath, Path(lpath).read_bytes())
+
+        def pipe_file(self, path: str, value: bytes, **_: Any) -> None:
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            part = folder / f".{time.monotonic_ns()}"
+            part.write_bytes(value)
+            part.replace(folder / path)
+
+        def rm_file(self, path: str) -> None:
+            (folder / path).unlink()
+            for up in (folder / path).parents:  # which are no things of their own
+                if up == folder or any(up.iterdir()):
+                    break
+                up.rmdir()
+
+    fsspec.register_implementation("gs", Bucket, clobber=True)
+
+
+def one_of_cloud(process: int, processes: int, port: int, folder: str, workdir: str, options: dict[str, Any]) -> None:
+    """A training in several processes, each of a machine of its own, in a cloud that is a folder."""
+    from jaxdiff.training import sharding
+
+    os.environ["JAXDIFF_CACHE"] = f"{folder}/machine{process}"
+    sharding.SMALLEST = 256
+    bucket(Path(folder) / "cloud")
+    one_of(process, processes, port, workdir, options)
+
+
 def command(*argv: str) -> None:
     """The command line."""
     from jaxdiff.cli.main import main

@@ -21,7 +21,7 @@ class Report:
     directory: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DIR")]
     """work directory of a run"""
     out: Path | None = None
-    """the page (report.html in DIR, replaced each time)"""
+    """the page (report.html in DIR, replaced each time); to be given for a run of a cloud"""
     megabytes: ranges.Weight = 32.0
     """of sounds and pictures in the page, at most"""
     overwrite: bool = False
@@ -35,10 +35,18 @@ class Report:
             raise ValueError(f"--out {out}: is a folder; give the name of a file, as {out / NAME}")
         if self.out is not None and out.exists() and not self.overwrite:
             raise ValueError(f"--out {out}: exists; give another, or --overwrite to replace it")
+        from jaxdiff.data.cloud import url_of
         from jaxdiff.data.files import atomic
         from jaxdiff.report import read_run, report_page
 
-        run = read_run(self.directory)
+        directory = self.directory
+        if url_of(directory) is not None:
+            if self.out is None:
+                raise ValueError(f"--out: give the page of {url_of(directory)} a place on this machine")
+            from jaxdiff.training import remote  # jax is imported from here on
+
+            directory = remote.fetched(directory, remote.RUN)
+        run = read_run(directory)
         page = report_page(run, self.megabytes)
         out.parent.mkdir(parents=True, exist_ok=True)
         with atomic(out) as temporary:

@@ -48,11 +48,7 @@ class Train:
         workdir, path = self.workdir, self.config
         if workdir.exists() and not workdir.is_dir():
             raise ValueError(f"--workdir {workdir}: is a file; give a folder")
-        if path is None:
-            path = workdir / "config.yaml"
-            if not path.is_file():
-                raise ValueError(f"--workdir {workdir}: holds no run to resume; give a CONFIG.yaml to begin one")
-        if not path.is_file():
+        if path is not None and not path.is_file():
             raise ValueError(f"{path}: cannot be read (no such file); give the path of a YAML file")
         own = (self.coordinator, self.processes, self.process)
         if any(own) and None in own:
@@ -61,6 +57,8 @@ class Train:
             return _supervised(self._command(overrides), self.restarts)
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_programs()))
         from jaxdiff.config import crop, load_config, to_dict, to_yaml  # jax is imported from here on
+        from jaxdiff.data.cloud import url_of
+        from jaxdiff.training import remote
 
         if self.distributed or self.coordinator is not None:
             import jax
@@ -73,6 +71,10 @@ class Train:
                     f"--processes and --process"
                 ) from None
             _out.quiet = jax.process_index() > 0
+        if path is None:
+            path = remote.fetched(workdir, ["config.yaml"], needed=False) / "config.yaml"
+            if not path.is_file():
+                raise ValueError(f"--workdir {workdir}: holds no run to resume; give a CONFIG.yaml to begin one")
         config = load_config(path, overrides)
         crop(config)
         from jaxdiff.run import run
@@ -80,7 +82,7 @@ class Train:
         _out.print(to_yaml(config), markup=False)
         report = lambda text: _out.print(text, markup=False)  # noqa: E731
         stopped = run(config, workdir, accept_changes=self.accept_changes, report=report)
-        folder, task = shlex.quote(str(workdir)), to_dict(config.task)["kind"]
+        folder, task = shlex.quote(url_of(workdir) or str(workdir)), to_dict(config.task)["kind"]
         if stopped is not None:
             _out.print(f"interrupted, everything is saved; to go on:\n  jaxdiff train --workdir {folder}", markup=False)
             return 128 + stopped

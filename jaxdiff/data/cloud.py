@@ -1,4 +1,6 @@
-"""Corpora of a cloud: their files are copied into the cache directory when they are opened, and read from there.
+"""Corpora of a cloud, and how files of a cloud are listed and copied.
+
+A corpus's files are copied into the cache directory when it is opened, and read from there.
 
 What was copied before and did not change is not copied again, what is gone there goes here; so a crop costs no request,
 and seeking, indexes and shards are those of local files. The file systems are those of fsspec, each a package of its
@@ -7,12 +9,13 @@ own (gs:// is gcsfs, s3:// s3fs).
 
 import contextlib
 import json
+import re
 import shutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 from .files import EXTENSIONS, AudioError, atomic
 from .index import cache_directory
@@ -24,7 +27,17 @@ SCHEMES = ("gs", "s3", "az", "hf")
 _WANTED = EXTENSIONS | MANIFESTS | SCORES | {SHARD}
 _STAMPS = ("etag", "ETag", "md5Hash", "mtime", "updated", "LastModified", "last_modified", "created")
 _LISTING = ".copied.json"
-_THREADS = 16
+THREADS = 16
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)")  # a letter alone is a drive of Windows
+
+
+class Place(NamedTuple):
+    """A folder, or a file, of a cloud: its file system, and what `top` is there."""
+
+    url: str
+    system: Any
+    top: str
+    parts: tuple[str, ...]
 
 
 def is_url(path: str) -> bool:
@@ -32,41 +45,65 @@ def is_url(path: str) -> bool:
     return "://" in path
 
 
-def mirrored(url: str) -> Path:
-    """The folder, or the manifest, of this machine that is the same as the one at `url`; raises AudioError."""
-    scheme, _, place = url.rstrip("/").partition("://")
-    parts = PurePosixPath(place).parts
+def url_of(path: str | Path) -> str | None:
+    """The URL that a path is, with the slashes that pathlib takes away; None for a path of this machine."""
+    found = _URL.fullmatch(str(path))
+    return None if found is None or Path(path).exists() else f"{found[1]}://{found[2]}"
+
+
+def place(url: str) -> Place:
+    """Where a URL leads; raises AudioError."""
+    scheme, _, rest = url.rstrip("/").partition("://")
+    parts = PurePosixPath(rest).parts
     if scheme not in SCHEMES or not parts or ".." in parts:
         known = ", ".join(f"{name}://" for name in SCHEMES)
         raise AudioError(f"{url}: expected a folder of this machine, or one that begins with {known}")
-    if PurePosixPath(place).suffix.lower() in MANIFESTS:
-        return mirrored(f"{scheme}://{PurePosixPath(place).parent}") / parts[-1]
     try:
         import fsspec
 
         system = fsspec.filesystem(scheme)
-        top = system._strip_protocol(f"{scheme}://{place}")
-        listed: dict[str, Any] = system.find(top, detail=True)
     except ImportError as error:
         raise AudioError(f"{url}: needs a package that is not installed ({error})") from None
     except Exception as error:  # of whatever cloud
         raise AudioError(f"{url}: cannot be listed ({type(error).__name__}: {error})") from None
+    return Place(url, system, system._strip_protocol(f"{scheme}://{rest}"), parts)
+
+
+def listed(where: Place) -> dict[str, list]:
+    """The size of each file in a folder of a cloud by its name, and what tells its versions apart; raises AudioError.
+
+    Hidden ones, and what leads elsewhere, are not among them.
+    """
+    try:
+        where.system.invalidate_cache()
+        found: dict[str, Any] = where.system.find(where.top, detail=True)
+    except Exception as error:  # of whatever cloud
+        raise AudioError(f"{where.url}: cannot be listed ({type(error).__name__}: {error})") from None
     there = {}
-    for path, about in listed.items():
-        name = path.removeprefix(f"{top}/")
+    for path, about in found.items():
+        name = path.removeprefix(f"{where.top}/")
         inside = PurePosixPath(name)
-        hidden = any(part.startswith(".") for part in inside.parts)  # no sounds, and .. leads elsewhere
-        if inside.suffix.lower() in _WANTED and not hidden and not inside.is_absolute() and "\0" not in name:
+        hidden = any(part.startswith(".") for part in inside.parts)  # as .. is
+        if not hidden and not inside.is_absolute() and "\0" not in name:
             there[name] = [about["size"], str(next((about[key] for key in _STAMPS if about.get(key)), ""))]
+    return there
+
+
+def mirrored(url: str) -> Path:
+    """The folder, or the manifest, of this machine that is the same as the one at `url`; raises AudioError."""
+    where = place(url)
+    if PurePosixPath(where.parts[-1]).suffix.lower() in MANIFESTS:
+        return mirrored(url.rstrip("/").rpartition("/")[0]) / where.parts[-1]
+    there = {name: about for name, about in listed(where).items() if PurePosixPath(name).suffix.lower() in _WANTED}
     if not there:
         raise AudioError(f"{url}: holds no sound files")
-    folder = cache_directory().joinpath("clouds", scheme, *parts)
-    _copy(system, top, there, folder, url)
+    folder = cache_directory().joinpath("clouds", url.partition("://")[0], *where.parts)
+    copy(where, there, folder)
     return folder
 
 
-def _copy(system: Any, top: str, there: dict[str, list], folder: Path, url: str) -> None:
-    """Make `folder` hold the files `there`, each with its size and what tells its versions apart."""
+def copy(where: Place, there: Mapping[str, list], folder: Path) -> None:
+    """Make `folder` hold those files of a cloud, and of what was copied into it before no others; raises AudioError."""
     folder.mkdir(parents=True, exist_ok=True)
     here: dict[str, list] = {}
     with contextlib.suppress(OSError, ValueError):
@@ -74,33 +111,41 @@ def _copy(system: Any, top: str, there: dict[str, list], folder: Path, url: str)
     for name in here.keys() - there.keys():
         if ".." not in PurePosixPath(name).parts and not PurePosixPath(name).is_absolute():
             (folder / name).unlink(missing_ok=True)
-    wanted = [name for name, about in there.items() if here.get(name) != about or not (folder / name).is_file()]
-    needed, free = sum(there[name][0] for name in wanted), shutil.disk_usage(folder).free
-    if needed > free:
-        raise AudioError(f"{url}: {needed:,} bytes are to be copied and {folder} has {free:,}; set JAXDIFF_CACHE")
-
-    def fetch(name: str) -> str:
-        target = folder / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with atomic(target) as temporary:
-            system.get_file(f"{top}/{name}", str(temporary))
-            if temporary.stat().st_size != there[name][0]:
-                raise AudioError(f"{url}/{name}: {there[name][0]} bytes promised, {temporary.stat().st_size} copied")
-        return name
-
-    done = {name: about for name, about in there.items() if name not in wanted}
+    wanted = {name: of for name, of in there.items() if here.get(name) != of or not (folder / name).is_file()}
+    done = {name: of for name, of in there.items() if name not in wanted}
     try:
-        with ThreadPoolExecutor(_THREADS) as threads:
-            for name in _shown(threads.map(fetch, wanted), len(wanted), f"copying {url}"):
-                done[name] = there[name]
-    except AudioError:
-        raise
-    except Exception as error:
-        raise AudioError(f"{url}: cannot be copied ({type(error).__name__}: {error})") from None
+        for name in fetch(where, wanted, folder):
+            done[name] = there[name]
     finally:
         if done != here:
             with atomic(folder / _LISTING) as temporary:
                 temporary.write_text(json.dumps(done), encoding="utf-8")
+
+
+def fetch(where: Place, wanted: Mapping[str, list], folder: Path) -> Iterator[str]:
+    """Copy files of a cloud into a folder, and yield the name of each when it is there; raises AudioError."""
+    folder.mkdir(parents=True, exist_ok=True)
+    needed, free = sum(size for size, _ in wanted.values()), shutil.disk_usage(folder).free
+    if needed > free:
+        raise AudioError(f"{where.url}: {needed:,} bytes are to be copied and {folder} has {free:,}; set JAXDIFF_CACHE")
+
+    def get(name: str) -> str:
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with atomic(target) as temporary:
+            where.system.get_file(f"{where.top}/{name}", str(temporary))
+            got = temporary.stat().st_size
+            if got != wanted[name][0]:
+                raise AudioError(f"{where.url}/{name}: {wanted[name][0]} bytes promised, {got} copied")
+        return name
+
+    try:
+        with ThreadPoolExecutor(THREADS) as threads:
+            yield from _shown(threads.map(get, wanted), len(wanted), f"copying {where.url}")
+    except AudioError:
+        raise
+    except Exception as error:
+        raise AudioError(f"{where.url}: cannot be copied ({type(error).__name__}: {error})") from None
 
 
 def _shown(made: Iterable[str], count: int, what: str) -> Iterable[str]:

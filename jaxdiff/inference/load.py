@@ -12,11 +12,12 @@ import numpy as np
 from jaxdiff import config as configuration
 from jaxdiff import shipped
 from jaxdiff.config import Config, ConfigError, from_dict, to_dict
+from jaxdiff.data.cloud import url_of
 from jaxdiff.data.files import atomic
 from jaxdiff.features import LogMel, Normalization, Normalized, Stereo, Vocoded
 from jaxdiff.methods import Method, Model
 from jaxdiff.tasks import Vocode
-from jaxdiff.training import CheckpointError, checkpoints
+from jaxdiff.training import CheckpointError, checkpoints, remote
 from jaxdiff.training.ema import reconstruct
 from jaxdiff.training.optimizers import named
 
@@ -29,7 +30,7 @@ def load(
     name: str | Path, *, ema: float | None = None, model: Model | None = None, method: Method | None = None
 ) -> Pipeline:
     """A model ready for use: the newest undamaged checkpoint of a run's folder, that of a step (RUN/checkpoints/400), a
-    file that `export` wrote, or the name of a shipped model.
+    file that `export` wrote, or the name of a shipped model. Of a run of a cloud (gs://BUCKET/RUN) a copy is kept.
 
     `ema` takes instead of the weights averaged in training the average of relative width `ema` (0.04 to 0.2) as of the
     last snapshot, for runs with `train.posthoc_ema`. A run that was trained in Python with parts of one's own needs its
@@ -37,7 +38,7 @@ def load(
     whose sha256 is another than the package says.
     """
     path = _file(name)
-    return _load_run(Path(name), ema, model, method) if path is None else _load_file(path)
+    return _load_run(_here(name, ema), ema, model, method) if path is None else _load_file(path)
 
 
 def classes_of(name: str | Path) -> tuple[str, ...]:
@@ -45,7 +46,7 @@ def classes_of(name: str | Path) -> tuple[str, ...]:
     path = _file(name)
     if path is not None:
         return tuple(_header(path)["classes"])
-    directory, step, _ = _checkpoint(Path(name))
+    directory, step, _ = _checkpoint(_here(name))
     return tuple(checkpoints.read_meta(directory / "checkpoints", step)["classes"])
 
 
@@ -56,6 +57,8 @@ def _file(name: str | Path) -> Path | None:
     for a name that neither a shipped model nor anything on disk has.
     """
     path = Path(name)
+    if url_of(path) is not None:
+        return None
     if path.suffix == ".safetensors" or path.is_file():
         return path
     if (path / "checkpoints").exists():
@@ -69,6 +72,15 @@ def _file(name: str | Path) -> Path | None:
         names = shipped.unknown(path.name)
         raise CheckpointError(f"{path}: no usable checkpoint (there is no such folder, and {names})")
     return None
+
+
+def _here(name: str | Path, ema: float | None = None) -> Path:
+    """The run, or the step of one, as a folder of this machine: a copy of what is needed of one of a cloud."""
+    path = Path(name)
+    wanted = ("checkpoints", "grids") if ema is None else ("checkpoints", "grids", "snapshots")
+    if path.parent.name == "checkpoints" and path.name.isdigit():
+        return remote.fetched(path.parent.parent, wanted) / "checkpoints" / path.name
+    return remote.fetched(path, wanted)
 
 
 def shapes(model: Model) -> dict[str, Any]:

@@ -7,12 +7,14 @@ that an interrupted save costs nothing that was there. A step without a manifest
 passed over in favour of the one before. A state is restored onto whatever devices there are.
 """
 
+import contextlib
 import errno
 import hashlib
 import json
 import logging
 import os
 import re
+import secrets
 import shutil
 import sys
 import time
@@ -51,7 +53,8 @@ class Saver:
 
     The last `keep` steps stay (None: all), and `best`, a step that may be set. A save that fails costs nothing that was
     there and is warned of: the next one may succeed. As a context, it waits for the last save and raises
-    CheckpointError where that one failed and was `needed`. Several processes save together, each its part of a state.
+    CheckpointError where that one failed and was `needed`. Several processes save together, each its part of a state;
+    in a folder that not all of them see, as the mirror of a run of a cloud is, the first one saves all of it.
     """
 
     def __init__(self, directory: str | Path, *, keep: int | None = None, needed: bool = True):
@@ -60,6 +63,7 @@ class Saver:
         self._thread, self._last = ThreadPoolExecutor(1), False
         self._pending: Future | None = None
         self._problem: CheckpointError | None = None
+        self._together = _seen_by_all(self.directory)
 
     def __enter__(self) -> "Saver":
         return self
@@ -86,12 +90,16 @@ class Saver:
         """Begin to write the folder of a step: its arrays may be changed as soon as this returns."""
         self.wait()
         folder = self.directory / str(step)
+        if not self._together:
+            trees = jax.tree.map(_whole, trees)
+            if jax.process_index() > 0:
+                return
         items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
         items |= {} if meta is None else {"meta": ocp.args.JsonSave(meta)}
         try:
-            if jax.process_count() == 1:  # several might see different disks
+            if jax.process_count() == 1 or not self._together:  # several might see different disks
                 _check_room(self.directory, trees)
-            writer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
+            writer = _writer(self._together)
             writer.save(_draft(folder), args=ocp.args.Composite(**items), force=True)
         except (OSError, ValueError) as error:
             self._failed(folder, error)
@@ -129,6 +137,41 @@ class Saver:
             warnings.warn(
                 f"{folder}: cannot be saved ({reason}); training goes on, the next save tries again", stacklevel=2
             )
+
+
+def _writer(together: bool) -> ocp.AsyncCheckpointer:
+    """What writes arrays, of all processes or of the first alone."""
+    if together:
+        return ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
+    alone = ocp.options.MultiprocessingOptions(0, {0}, barrier_sync_key_prefix="alone")
+    handler = ocp.CompositeCheckpointHandler(composite_options=ocp.CompositeOptions(multiprocessing_options=alone))
+    return ocp.AsyncCheckpointer(handler, multiprocessing_options=alone)
+
+
+def _whole(leaf: Any) -> Any:
+    """All of an array in the memory of this process, which may have a part of it; of a random key its numbers."""
+    if _is_key(leaf):
+        leaf = jax.random.key_data(leaf)
+    if leaf.is_fully_replicated:
+        return np.asarray(leaf.addressable_data(0))
+    return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
+
+
+def _seen_by_all(directory: Path) -> bool:
+    """Whether what the first process writes in a folder is there for all of them."""
+    if jax.process_count() == 1:
+        return True
+    number = multihost_utils.broadcast_one_to_all(np.int32(secrets.randbits(31)))
+    probe = directory.parent / f"{_PROBE}{int(number)}"
+    if jax.process_index() == 0:
+        with contextlib.suppress(OSError):  # which the first save tells of
+            directory.parent.mkdir(parents=True, exist_ok=True)
+            probe.touch()
+    multihost_utils.sync_global_devices(f"{probe.name} is written")
+    seen = multihost_utils.process_allgather(np.array(probe.exists()))
+    if jax.process_index() == 0:
+        probe.unlink(missing_ok=True)
+    return bool(seen.all() or not seen[0])
 
 
 def save(directory: Path, state: TrainState, normalization: Any, meta: dict[str, Any], *, keep: int = 2) -> Path:
@@ -297,12 +340,15 @@ def restore_state(directory: Path, step: int, like: TrainState, normalization: A
     """
     wanted = _abstract(parts(like, normalization)).items()
     found = _restore(directory, step, **{name: ocp.args.StandardRestore(tree) for name, tree in wanted})
-    return TrainState(average=found["model"]["ema_params"], **found["train"]), found["model"]["normalization"]
+    state = TrainState(average=found["model"]["ema_params"], **found["train"])
+    key = lambda wanted, got: jax.random.wrap_key_data(got) if _is_key(wanted) and not _is_key(got) else got  # noqa: E731
+    return jax.tree.map(key, like, state), found["model"]["normalization"]
 
 
 def _abstract(tree: Any) -> Any:
     def describe(leaf):
         sharding = getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        leaf = _stored(leaf)
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
     return jax.tree.map(describe, tree)
@@ -340,12 +386,21 @@ def _check_fit(folder: Path, like: Any, *, wider: bool) -> None:
             )
 
 
+def _is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _stored(leaf: Any) -> Any:
+    """The type and shape that an array is stored with: a random key's are those of its numbers."""
+    like = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+    return jax.eval_shape(jax.random.key_data, like) if _is_key(leaf) else like
+
+
 def _described(tree: Any) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """The type and shape of every array of a tree by its name; random keys are the numbers that they are stored as."""
+    """The type and shape of every array of a tree by its name."""
 
     def describe(leaf: Any) -> tuple[str, tuple[int, ...]]:
-        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            leaf = jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct(leaf.shape, leaf.dtype))
+        leaf = _stored(leaf)
         return str(jnp.dtype(leaf.dtype)), tuple(leaf.shape)
 
     leaves = jax.tree_util.tree_flatten_with_path(getattr(tree, "tree", tree))[0]
