@@ -25,6 +25,7 @@ from jaxdiff import config as configuration
 from jaxdiff import ranges
 from jaxdiff.config import FORMAT, Config, ConfigError, to_dict, to_yaml
 from jaxdiff.data import AudioError, Corpus, Further, Recording, batches, heard, open_corpus
+from jaxdiff.data.cloud import url_of
 from jaxdiff.data.files import atomic
 from jaxdiff.features import Augmentation, Normalization, Normalized, fit_normalization
 from jaxdiff.inference import Output, Pipeline
@@ -331,7 +332,7 @@ def run(config: Config, workdir: Path, *, accept_changes: bool = False, report: 
     agreed(lambda: check_empty(workdir))
     with alone(workdir) as place:
         if place is not None and place != workdir:
-            report(f"{workdir} is trained in {place} and copied there every minute".replace(":/", "://", 1))
+            report(f"{url_of(workdir)} is trained in {place}, which is copied there every minute")
             workdir = place
         directory = workdir / "checkpoints"
         corpus, further = config.data.open()

@@ -140,7 +140,7 @@ class Saver:
 
 
 def _writer(together: bool) -> ocp.AsyncCheckpointer:
-    """What writes arrays, of all processes or of the first alone."""
+    """A writer of arrays, for all processes or for the first alone."""
     if together:
         return ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
     alone = ocp.options.MultiprocessingOptions(0, {0}, barrier_sync_key_prefix="alone")

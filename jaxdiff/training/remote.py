@@ -177,7 +177,7 @@ class _Run:
         return holder.get("id")
 
     def _holder(self) -> dict[str, Any]:
-        """What the file says that tells who holds the run; nothing where there is none."""
+        """The content of the file that tells who holds the run; nothing where there is none."""
         self.place.system.invalidate_cache()
         try:
             found = json.loads(self.place.system.cat_file(f"{self.place.top}/{LOCK}"))
@@ -290,7 +290,7 @@ def _files(folder: Path) -> list[str]:
 
 
 def _stamp(file: Path) -> list[int] | None:
-    """What tells versions of a file apart; None where there is none."""
+    """The size and time of a file, which tell its versions apart; None where there is none."""
     try:
         about = file.stat()
     except OSError:
