@@ -52,7 +52,9 @@ class Crop(NamedTuple):
     def cut(self, recording: Recording, place: Place, *, part: Part | None = None) -> np.ndarray:
         """The crop [..., samples] float32 at a place of a recording's file; `part` reads it, None: from the file."""
         y = (part or self._from_file)(recording, place)[..., : self.samples]
-        return np.pad(y, [(0, 0)] * (y.ndim - 1) + [(0, self.samples - y.shape[-1])]).astype(np.float32)
+        crop = np.zeros((*y.shape[:-1], self.samples), np.float32)
+        crop[..., : y.shape[-1]] = y
+        return crop
 
     def read(self, recording: Recording, rng: np.random.Generator, *, part: Part | None = None) -> Example:
         """A crop of one recording and its class."""

@@ -103,13 +103,14 @@ export class Session {
         for (const [key, one] of sent) if (this.waiting.get(key) === one) this.waiting.delete(key);
       }
     }
+    this.onState("saved");
   }
 
   async #ask(method, path, body) {
     const saves = method !== "GET";
     this.onState(saves ? "saving" : "idle");
     const response = await ask(method, this.path + path, body, () => this.onState("waiting"));
-    this.onState(saves ? "saved" : "idle");
+    this.onState(this.unsaved ? "saving" : saves ? "saved" : "idle");
     return response.json();
   }
 }
