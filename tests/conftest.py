@@ -30,15 +30,17 @@ if version("jaxlib").startswith("0.10."):  # XLA's flags change, and one that it
 os.environ.setdefault("NUMBA_OPT", "0")  # librosa's functions too
 os.environ.setdefault("MPLBACKEND", "Agg")
 gc.set_threshold(50_000)  # passes over all that JAX keeps take a twentieth of the time at Python's 700
-sys.path.insert(0, str(Path(__file__).parent))  # so that the tests find oracles.py under any import mode
-install_import_hook(  # with PEP 484's rule that an int is a good float
-    ["jaxdiff.features", "jaxdiff.networks", "jaxdiff.diffusion"],
-    "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
-)
+sys.path.insert(0, str(Path(__file__).parent))  # so that oracles.py and annotations.py are found under any import mode
+install_import_hook(["jaxdiff.features", "jaxdiff.networks", "jaxdiff.diffusion"], "annotations.checked")
 
 
 def pytest_collection_finish():
     """Modules and tests stay to the end: the collector need not walk through them again."""
+    gc.freeze()
+
+
+def pytest_sessionfinish():
+    """What is left goes with the process: pytest collects five times at the end, some 20 s of all that JAX keeps."""
     gc.freeze()
 
 
