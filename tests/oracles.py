@@ -55,6 +55,13 @@ def finite_denoiser(schedule, points) -> Callable:
     return denoise
 
 
+def drawn(network, size: float = 0.3, seed: int = 0):
+    """Parameters of a network, all N(0, size^2): none is zero or one, and nothing is compiled to make them."""
+    leaves, tree = jax.tree.flatten(jax.eval_shape(network.init, jax.random.key(0)))
+    rng = np.random.default_rng(seed)
+    return tree.unflatten([jnp.asarray(size * rng.standard_normal(leaf.shape), jnp.float32) for leaf in leaves])
+
+
 def slope(steps, errors) -> float:
     """The order of convergence: minus the slope of log error over log steps, by least squares."""
     return -float(np.polyfit(np.log(np.asarray(steps, float)), np.log(np.asarray(errors, float)), 1)[0])

@@ -303,12 +303,13 @@ CASES = [("sde", VEBridge()), ("sde", VPBridge()), ("dbim", VEBridge()), ("dbim"
 @pytest.mark.parametrize(("name", "bridge"), CASES, ids=lambda c: c if isinstance(c, str) else type(c).__name__)
 def test_samples_have_the_moments_of_x0_given_y(name, bridge):
     """60,000 samples of 400 steps: mean and spread right within bounds that a standard deviation 5 % off fails."""
-    y, n = jnp.full((1000, 60), Y), 60_000
+    y, n = np.full((1000, 60), Y, np.float32), 60_000
     steps, bound = 400, 0.025
-    exact = np.asarray(draw(SAMPLERS[name], bridge, y, uniform(steps), RBG), np.float64)
+    times = np.linspace(1, 0, steps + 1, dtype=np.float32)
+    exact = np.asarray(draw(SAMPLERS[name], bridge, y, times, RBG, STD), np.float64)
     assert abs(exact.mean() - MEAN) <= 5 * STD / np.sqrt(n)
     assert abs(exact.std() / STD - 1) <= bound
-    wrong = np.asarray(draw(SAMPLERS[name], bridge, y, uniform(steps), RBG, std=1.05 * STD), np.float64)
+    wrong = np.asarray(draw(SAMPLERS[name], bridge, y, times, RBG, 1.05 * STD), np.float64)
     assert abs(wrong.std() / STD - 1) > bound
     assert exact.var() == pytest.approx(recursion(bridge, steps, name == "sde")[1], rel=5 * np.sqrt(2 / n))
 
@@ -363,7 +364,8 @@ def test_sde_keeps_correlations():
 
 
 def test_items_with_their_own_keys_ignore_the_batch():
-    keys, y, sampler = jax.random.split(KEY, 4), jax.random.normal(jax.random.key(1), (4, 3, 2)), dbim(0.5)
+    keys, sampler = jax.random.split(KEY, 4), dbim(0.5)
+    y = np.random.default_rng(1).standard_normal((4, 3, 2), np.float32)
     whole = draw(sampler, VPBridge(), y, uniform(5), keys)
     assert max_relative(draw(sampler, VPBridge(), y[1:3], uniform(5), keys[1:3]), whole[1:3]) <= 1e-6
 

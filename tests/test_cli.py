@@ -18,7 +18,7 @@ from jaxdiff.inference import load
 
 CONFIG = """
 data: {crop: start, seconds: 0.256}
-representation: {kind: compressed_stft, n_fft: 256, hop_length: 128}
+representation: {kind: patches, size: 128}
 network: {kind: transformer, width: 16, depth: 1, heads: 2}
 normalize: {crops: 16}
 train:
@@ -194,7 +194,7 @@ def test_unknown_label_sampler_and_option_are_usage_errors(trained, tmp_path, ca
 
 
 def test_files_are_vocoded_at_their_own_rate_channels_and_length(vocoder, tmp_path, capsys):
-    given = {"stereo": (44_100, 2, 20_001), "mono": (4_000, 1, 3_000)}
+    given = {"stereo": (44_100, 2, 20_001), "mono": (4_000, 1, 1_815)}
     (tmp_path / "in").mkdir()
     for i, (name, (rate, channels, samples)) in enumerate(given.items()):
         y = 0.1 * np.random.default_rng(i).standard_normal((samples, channels))
@@ -203,7 +203,8 @@ def test_files_are_vocoded_at_their_own_rate_channels_and_length(vocoder, tmp_pa
     command = ["vocode", *files, "--model", vocoder, "--out", out, "--seed", 3]
     assert jaxdiff(capsys, *command)[0] == 0
     assert {p.name for p in out.iterdir()} == {f"{n}.{end}" for n in given for end in ("wav", "png", "json")}
-    expected = [load(vocoder)(file, seed=3).waves[0] for file in files]  # a file is the same whatever stands beside it
+    pipeline = load(vocoder)
+    expected = [pipeline(file, seed=3).waves[0] for file in files]  # a file is the same whatever stands beside it
     for name, wave, file in zip(given, expected, files, strict=True):
         rate, channels, samples = given[name]
         y, written = soundfile.read(out / f"{name}.wav", always_2d=True)
@@ -217,8 +218,9 @@ def test_files_are_vocoded_at_their_own_rate_channels_and_length(vocoder, tmp_pa
     code, error = jaxdiff(capsys, *command)
     assert (code, "exists; give another --out, or --overwrite" in error) == (2, True)
     assert {p: p.read_bytes() for p in out.iterdir()} == before
+    (tmp_path / "in" / "stereo.wav").unlink()
     assert jaxdiff(capsys, "vocode", tmp_path / "in", "--model", vocoder, "--out", tmp_path / "folder")[0] == 0
-    assert {p.stem for p in (tmp_path / "folder").glob("*.wav")} == set(given)
+    assert [p.stem for p in (tmp_path / "folder").glob("*.wav")] == ["mono"]
 
 
 def test_each_task_has_its_command(trained, vocoder, folder, tmp_path, capsys):

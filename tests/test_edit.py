@@ -1,5 +1,6 @@
 """`jaxdiff edit`: what is made fits what is around it, exactly where that is known; the rest keeps every bit."""
 
+import functools
 import json
 
 import jax
@@ -66,16 +67,18 @@ def white():
 def network(representation, classes=()):
     """A pipeline with random weights, which makes noise."""
     config = from_dict({**TREE, "representation": representation, "normalize": {"enabled": False}})
-    params = build_model(config, classes, None).network.init(jax.random.key(0))
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    leaves = [x + 0.1 * jax.random.normal(key, x.shape) for x, key in zip(leaves, keys, strict=True)]
-    return pipeline_of(config, classes, tree.unflatten(leaves), None, step=3, fingerprint="f" * 64)
+    params = jax.jit(build_model(config, classes, None).network.init)(jax.random.key(0))
+    rng = np.random.default_rng(1)
+    params = jax.tree.map(lambda x: jnp.asarray(x + 0.1 * rng.standard_normal(x.shape), x.dtype), params)
+    return pipeline_of(config, classes, params, None, step=3, fingerprint="f" * 64)
 
 
 @pytest.fixture(scope="module")
 def process():
     return gaussian()
+
+
+kept_filler = functools.cache(edits._filler)  # its program is compiled once for many places
 
 
 @pytest.fixture(scope="module")
@@ -129,19 +132,26 @@ def test_a_place_has_the_posterior_of_a_gaussian_process_given_both_sides(fit, t
 @pytest.mark.parametrize("exact", [True, False])
 def test_known_features_are_set_right_in_every_estimate(exact):
     r = CompressedStft(8000, 128, 32) if exact else Magnitude(8000, 128, 32, n_iter=4, phase_period=16)
-    y = jnp.asarray(0.1 * np.random.default_rng(0).standard_normal((2, 2048)), jnp.float32)
-    unknown = jnp.zeros((2, 2048), bool).at[:, 700:1000].set(True).at[1, :30].set(True)
+    y = (0.1 * np.random.default_rng(0).standard_normal((2, 2048))).astype(np.float32)
+    unknown = np.zeros((2, 2048), bool)
+    unknown[:, 700:1000], unknown[1, :30] = True, True
     task = Fill(iterations=2)
-    given = task.given(r, {"wave": y, "unknown": unknown, "label": jnp.array([-1, -1])})
-    other = r.encode(jnp.asarray(np.random.default_rng(1).standard_normal((2, 2048)), jnp.float32))
-    estimate = task.guide(r, lambda x_t, t: other + 0.1 * x_t, RectifiedFlow(), given)(given.start, jnp.array(0.5))
-    frames = np.asarray(known_frames(r, unknown))[..., 0]
+
+    @jax.jit
+    def guided(y, unknown, noise):
+        given = task.given(r, {"wave": y, "unknown": unknown, "label": np.array([-1, -1])})
+        other = r.encode(noise)
+        estimate = task.guide(r, lambda x_t, t: other + 0.1 * x_t, RectifiedFlow(), given)(given.start, jnp.array(0.5))
+        return known_frames(r, unknown)[..., 0], r.encode(y), estimate, r.decode(estimate) if exact else y
+
+    noise = np.random.default_rng(1).standard_normal((2, 2048), np.float32)
+    frames, features, estimate, decoded = map(np.asarray, guided(y, unknown, noise))
     first, last = np.flatnonzero(~frames[0])[[0, -1]]
     assert (32 * first - 64 < 700 < 32 * first + 64) and (32 * last - 64 < 999 < 32 * last + 64)
     assert 32 * (first - 1) + 64 <= 700 and 32 * (last + 1) - 64 >= 999 and not frames[1, 0] and frames[0, 0]
-    np.testing.assert_allclose(np.asarray(estimate)[frames], np.asarray(r.encode(y))[frames], atol=2e-5)
+    np.testing.assert_allclose(estimate[frames], features[frames], atol=2e-5)
     if exact:
-        np.testing.assert_allclose(np.asarray(r.decode(estimate))[~unknown], np.asarray(y)[~unknown], atol=2e-5)
+        np.testing.assert_allclose(decoded[~unknown], y[~unknown], atol=2e-5)
 
 
 def test_phases_of_magnitudes_go_on_from_what_is_known():
@@ -160,7 +170,8 @@ def test_phases_of_magnitudes_go_on_from_what_is_known():
 
 @pytest.mark.parametrize("channels", [None, 2])
 @pytest.mark.parametrize("place", [(0.5, 0.52), (0.0, 0.03), (0.97, 1.0), (0.3, 0.7), (0.0, 1.0), (0.5, 0.501)])
-def test_samples_outside_a_place_keep_their_bits(place, channels, process):
+def test_samples_outside_a_place_keep_their_bits(place, channels, process, monkeypatch):
+    monkeypatch.setattr(edits, "_filler", kept_filler)
     y = drawn(1000, channels=channels)
     made = edits.replace(process, y, RATE, *place, seed=4)
     inside = np.zeros(1000, bool)
@@ -246,7 +257,8 @@ def test_silence_is_filled_at_the_model_s_own_level(process):
 
 def test_a_variation_of_strength_0_is_the_sound_and_of_1_another():
     y = drawn(300, channels=2)
-    same, near, far = (variations.vary(white(), y, RATE, strength) for strength in (0.0, 0.3, 1.0))
+    pipeline = white()
+    same, near, far = (variations.vary(pipeline, y, RATE, strength) for strength in (0.0, 0.3, 1.0))
     np.testing.assert_allclose(same, y, atol=1e-6)
     assert same.shape == near.shape == far.shape == y.shape
     assert 1e-3 < np.abs(near - y).mean() < np.abs(far - y).mean()
@@ -268,13 +280,14 @@ def test_between_two_sounds_lie_both_at_the_ends():
 
 
 def test_the_noises_are_mixed_on_the_sphere():
-    a, b = jax.random.normal(jax.random.key(0), (2, 3, 4000, 2))
+    a, b = np.random.default_rng(0).standard_normal((2, 3, 4000, 2), np.float32)
+    mix = jax.jit(slerp)
     for share in (0.0, 0.25, 0.5, 1.0):
-        mixed = np.asarray(slerp(a, b, share))
+        mixed = np.asarray(mix(a, b, share))
         assert mixed.std() == pytest.approx(1, abs=0.02)
-        angles = [np.arccos(np.corrcoef(mixed.ravel(), np.asarray(end).ravel())[0, 1]) for end in (a, b)]
+        angles = [np.arccos(np.corrcoef(mixed.ravel(), end.ravel())[0, 1]) for end in (a, b)]
         np.testing.assert_allclose(angles, [share * np.pi / 2, (1 - share) * np.pi / 2], atol=0.03)
-    np.testing.assert_allclose(slerp(a, a, 0.5), a, atol=1e-3)
+    np.testing.assert_allclose(mix(a, a, 0.5), a, atol=1e-3)
 
 
 # Mistakes -----------------------------------------------------------------------------------------------------------

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import soundfile
-from oracles import max_relative
+from oracles import drawn, max_relative
 
-from jaxdiff.config import Config, ConfigError, from_dict
+from jaxdiff.config import ConfigError, from_dict
 from jaxdiff.config import model as build_model
 from jaxdiff.data import AudioError, read_audio
 from jaxdiff.data.files import resample
@@ -28,7 +28,7 @@ from jaxdiff.tasks import Vocode
 TREE = {
     "data": {"seconds": 0.064},
     "representation": {"n_fft": 64, "hop_length": 32},
-    "network": {"kind": "transformer", "width": 16, "depth": 2, "heads": 2},
+    "network": {"kind": "transformer", "width": 16, "depth": 1, "heads": 2},
     "sampling": {"steps": 3, "sampler": "ancestral"},
 }
 VOCODER = {
@@ -41,24 +41,21 @@ VOCODER = {
 }
 
 
-def moved(config: Config, classes: tuple[str, ...] = (), size: float = 0.1):
-    """Parameters that are no beginning: the zero output layer of a fresh network would hide every mistake."""
-    params = jax.jit(build_model(config, classes, None).network.init)(jax.random.key(1))
-    leaves, tree = jax.tree.flatten(params)
-    draws = [np.random.default_rng(i).standard_normal(x.shape).astype(np.float32) for i, x in enumerate(leaves)]
-    return tree.unflatten([x + size * draw for x, draw in zip(leaves, draws, strict=True)])
-
-
 @pytest.fixture(scope="module")
 def pipeline():
     config, classes = from_dict(TREE), ("a", "b", "c")
-    return pipeline_of(config, classes, moved(config, classes), Normalization(jnp.zeros(66), 0.1 * jnp.ones(66)))
+    params = drawn(build_model(config, classes, None).network, 0.2)
+    return pipeline_of(config, classes, params, Normalization(jnp.zeros(66), 0.1 * jnp.ones(66)))
 
 
 @pytest.fixture(scope="module")
 def vocoder():
+    """One whose parameters are no beginning: the zero output layer of a fresh network would hide every mistake."""
     config = from_dict(VOCODER)
-    return pipeline_of(config, (), moved(config), None)
+    leaves, tree = jax.tree.flatten(jax.jit(build_model(config, (), None).network.init)(jax.random.key(1)))
+    draws = [np.random.default_rng(i).standard_normal(x.shape).astype(np.float32) for i, x in enumerate(leaves)]
+    params = tree.unflatten([x + 0.1 * draw for x, draw in zip(leaves, draws, strict=True)])
+    return pipeline_of(config, (), params, None)
 
 
 def rows(output) -> np.ndarray:
@@ -74,7 +71,7 @@ def sound(seed: int, *shape: int, level: float = 0.2) -> np.ndarray:
 
 def test_an_item_is_the_same_in_any_batch(pipeline):
     many = rows(pipeline(count=20, seed=4))
-    for count in (1, 3, 17):
+    for count in (1, 17):
         made = rows(pipeline(count=count, seed=4))
         np.testing.assert_allclose(made, many[:count], atol=1e-5 * np.abs(many).max())
     assert np.abs(many[0] - many[3]).max() > 0.1 * np.abs(many).max()

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import soundfile
+from oracles import drawn
 
 from jaxdiff.cli.main import main
 from jaxdiff.config import ConfigError, from_dict, model
@@ -43,14 +44,10 @@ PRIOR = {
 }
 
 
-def untrained(tree, seed=0):
+def untrained(tree):
     """A model that changes what it is given."""
     config = from_dict(tree)
-    params = model(config, (), None).network.init(jax.random.key(seed))
-    leaves, structure = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
-    leaves = [x + 0.1 * jax.random.normal(key, x.shape) for x, key in zip(leaves, keys, strict=True)]
-    return pipeline_of(config, (), jax.tree.unflatten(structure, leaves), None, step=1, fingerprint="f" * 64)
+    return pipeline_of(config, (), drawn(model(config, (), None).network, 0.05), None, step=1, fingerprint="f" * 64)
 
 
 @pytest.fixture(scope="module")

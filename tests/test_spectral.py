@@ -275,11 +275,16 @@ def test_no_fourier_matrix_is_made_where_the_fft_is_taken():
 
 @pytest.mark.slow
 def test_the_matrix_product_holds_for_any_size():
-    for n_fft in (1, 2, 5, 300, 4099):
+    @jax.jit
+    def there_and_back(y):
+        X = spectral.rfft(y, "matmul")
+        return X, spectral.irfft(X, y.shape[-1], "matmul")
+
+    for n_fft in (1, 2, 5, 300, 2053):
         y = waves(3, n_fft)
-        X = spectral.rfft(jnp.asarray(y), "matmul")
+        X, back = there_and_back(y)
         assert max_relative(X, np.fft.rfft(y)) < 1e-6
-        assert max_relative(spectral.irfft(X, n_fft, "matmul"), y) < 2e-6
+        assert max_relative(back, y) < 2e-6
 
 
 @pytest.mark.parametrize("hop_length", [1, 3])

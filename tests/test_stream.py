@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import soundfile
+from oracles import drawn
 
 from jaxdiff import shipped
 from jaxdiff.cli.main import main
@@ -36,9 +37,7 @@ CONFIG: dict[str, Any] = {
 def weights(bidirectional):
     """Of an untrained model that takes something away."""
     tree = {**CONFIG, "network": {**CONFIG["network"], "bidirectional": bidirectional}}
-    network, rng = model(from_dict(tree), (), None).network, np.random.default_rng(1)
-    params = jax.jit(network.init)(jax.random.key(0))
-    return jax.tree.map(lambda x: x + 0.15 * rng.standard_normal(x.shape).astype(np.float32), params)
+    return drawn(model(from_dict(tree), (), None).network, 0.2)
 
 
 def enhancer(**changed):

@@ -139,7 +139,7 @@ def sixty(folder, tmp_path_factory):
     All that a state may hold is there: a histogram of training times and averages for any width. Crops are changed at
     random and a batch is seen in two parts.
     """
-    parts = {"method": {"times": "importance", "self_conditioning": True}}
+    parts = PATCHES | TRANSFORMER | {"method": {"times": "importance", "self_conditioning": True}}
     parts |= {"augment": [{"kind": "gain", "low_db": -6, "high_db": 6}, {"kind": "shift", "low": -99, "high": 99}]}
     config = small(folder, parts, steps=60, learning_rate=1e-2, posthoc_ema=True, accumulate=2)
     workdir = tmp_path_factory.mktemp("sixty")
@@ -233,6 +233,32 @@ def six(folder, tmp_path_factory):
     return config, workdir
 
 
+@pytest.fixture(scope="module")
+def of_six(six):
+    """The last state of that run and an average that it did not keep."""
+    config, workdir = six
+    return last_state(workdir, config), load(workdir, ema=0.07).params
+
+
+@pytest.fixture(scope="module")
+def programs():
+    """Those of `same_step`."""
+    return []
+
+
+@pytest.fixture
+def same_step(programs, monkeypatch):
+    """One program for trainings that differ in what lies in their folders; `sixty` is of programs of their own."""
+    make = runs.make_train_step
+
+    def once(*args, **options):
+        if not programs:
+            programs.append(make(*args, **options))
+        return programs[0]
+
+    monkeypatch.setattr(runs, "make_train_step", once)
+
+
 def numbers(folder):
     return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit())
 
@@ -263,16 +289,16 @@ def damaged(workdir):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", [killed_between_saves, killed_in_a_save, killed_in_the_first_save, damaged])
-def test_redone_work_replaces_what_is_left_of_the_first_attempt(six, tmp_path, fault):
-    config, whole = six
+def test_redone_work_replaces_what_is_left_of_the_first_attempt(six, of_six, same_step, tmp_path, fault):
+    (config, whole), (state, average) = six, of_six
     workdir = shutil.copytree(whole, tmp_path / "run")
     fault(workdir)
     assert run(config, workdir) is None
-    assert_same(last_state(workdir, config), last_state(whole, config))
+    assert_same(last_state(workdir, config), state)
     assert log(workdir) == log(whole)
     assert [step for step, *_ in log(workdir)] == numbers(workdir / "snapshots") == list(range(1, 7))
     assert sorted(p.name for p in (workdir / "checkpoints").iterdir()) == ["4", "6"]
-    assert_same(load(workdir, ema=0.07).params, load(whole, ema=0.07).params)
+    assert_same(load(workdir, ema=0.07).params, average)
 
 
 def test_only_the_files_of_its_manifest_make_a_checkpoint(six, tmp_path):
@@ -307,7 +333,7 @@ def test_a_save_that_fails_says_why_and_leaves_what_was_there(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_preview_that_fails_costs_nothing_and_is_said_once(six, tmp_path):
+def test_a_preview_that_fails_costs_nothing_and_is_said_once(six, of_six, same_step, tmp_path):
     config, whole = six
     workdir = shutil.copytree(whole, tmp_path / "run")
     (workdir / "samples").write_text("no folder")
@@ -317,7 +343,7 @@ def test_a_preview_that_fails_costs_nothing_and_is_said_once(six, tmp_path):
     changed["sampling"] |= {"spacing": "searched"}
     with pytest.warns(UserWarning) as said:
         assert run(from_dict(changed), workdir) is None
-    assert_same(last_state(workdir, config), last_state(whole, config))
+    assert_same(last_state(workdir, config), of_six[0])
     uniform, nothing = (str(warning.message) for warning in said)
     assert "previews use sampling.spacing uniform" in uniform
     assert f"no preview in {workdir}/samples/5 (NotADirectoryError" in nothing
@@ -649,8 +675,9 @@ def test_weights_of_other_classes_begin_as_those_of_no_class(few, tmp_path):
     tree["train"] |= {"steps": 1, "learning_rate": 1e-30, "weight_decay": 0.0, "init": str(workdir)}
     said: list[str] = []
     run(from_dict(tree), tmp_path / "run", report=said.append)
-    assert load(tmp_path / "run").classes == ("0 new", shared)
-    before, after = (np.asarray(load(d).params["label"]["table"]) for d in (workdir, tmp_path / "run"))
+    here = load(tmp_path / "run")
+    assert here.classes == ("0 new", shared)
+    before, after = (np.asarray(pipeline.params["label"]["table"]) for pipeline in (there, here))
     np.testing.assert_allclose(after, before[[-1, 0, -1]], rtol=1e-6)
     assert sum("begin as none told: 0 new" in line for line in said) == 1
     flat = next(iter(sorted((corpus / shared).iterdir())))
@@ -680,7 +707,9 @@ METHODS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_learns_and_samples(folder, request, tmp_path, name):
-    parts = {"method": METHODS[name]}
+    parts = {"method": METHODS[name]} | (TRANSFORMER if name != "regression" else {})
+    if name == "edm":
+        parts |= PATCHES
     if name == "autoregression":
         parts |= {"network": {"kind": "causal_wavenet", "channels": 8, "layers": 3}, "normalize": {"enabled": False}}
         parts |= {"representation": {"kind": "patches", "size": 1}, "data": {"crop": "start", "seconds": 0.064}}
@@ -795,14 +824,21 @@ def test_parts_that_do_not_fit_are_refused_before_any_step():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["quickstart", "one_shots", "few_step", "diffwave", "wavenet", "lstm_baseline"])
 def test_shipped_configurations_train_and_make_sound_in_two_tiny_steps(name, folder, tmp_path):
-    tiny = {"data.path": str(folder), "train.steps": "2", "train.batch": "2", "train.sample_every": "0",
-            "normalize.crops": "16", "sampling.steps": "2"}  # fmt: skip
-    if name in ("few_step", "wavenet", "lstm_baseline"):
-        tiny |= {"network.depth" if name != "wavenet" else "network.layers": "1", "network.label_dropout": "0.1"}
-        tiny |= {"data.seconds": "0.128"}
+    """The network of each is built as it ships, and made small to be trained."""
+    file = CONFIGS / f"{name}.yaml"
+    shipped = configuration.model(configuration.load_config(file), (), None)
+    assert count_params(shipped.network.shapes()) > 20_000
+    tiny = {"data.path": str(folder), "data.seconds": "0.128", "train.steps": "2", "train.batch": "2",
+            "train.sample_every": "0", "normalize.crops": "16", "sampling.steps": "2"}  # fmt: skip
+    if name in ("wavenet", "diffwave"):
+        tiny |= {"network.layers": "1" if name == "wavenet" else "3", "network.channels": "8"}
+    else:
+        tiny |= {"network.depth": "1", "network.width": "32", "representation.n_iter": "2"}
     if name == "diffwave":
-        tiny |= {"network.layers": "3", "network.channels": "8", "data.seconds": "0.0928798"}
-    run(configuration.load_config(CONFIGS / f"{name}.yaml", tiny), tmp_path)
+        tiny |= {"data.seconds": "0.0928798"}
+    else:
+        tiny |= {"network.label_dropout": "0.1"}
+    run(configuration.load_config(file, tiny), tmp_path)
     pipeline = load(tmp_path)
     if pipeline.model.task.needs_sound:
         sound = np.sin(0.3 * np.arange(3000, dtype=np.float32))
