@@ -287,7 +287,7 @@ def test_runs_of_other_methods_are_looked_at(short, tmp_path, name):
         tree["network"] if name == "autoregression" else {"kind": "transformer", "width": 16, "depth": 1, "heads": 2}
     )
     data = {**SMALL["data"], **tree["data"], "path": sounds, "drawn": {"noise": sounds} if name == "bridge" else {}}
-    train = {**SMALL["train"], "steps": 6, "log_every": 1, "save_every": 0}
+    train = {**SMALL["train"], "steps": 6, "learning_rate": 1e-3, "warmup": 0, "log_every": 1, "save_every": 0}
     sampling = {"steps": 1}
     runs.run(from_dict({**tree, "network": network, "data": data, "train": train, "sampling": sampling}), tmp_path)
     found = by_name(examine(tmp_path, steps=2))
