@@ -71,7 +71,7 @@ def test_a_vocoder_makes_both_channels_and_what_is_around_is_seen_through():
     mel = LogMel(8000, n_fft=64, hop_length=16, n_mels=8)
     decoder = lambda M: jnp.repeat(M.sum(-2), 16, axis=-1)  # noqa: E731
     whole = Stereo(Vocoded(mel, decoder))
-    around = Normalized(whole, Normalization(np.zeros(16, np.float32), np.ones(16, np.float32)))
+    around = Normalized(whole, Normalization(jnp.zeros(16), jnp.ones(16)))
     assert around.inner is mel and around.stereo and around.sample_rate == 8000 and around.phase_period is None
 
     @jax.jit

@@ -87,6 +87,6 @@ def test_one_compilation_per_chunk_length():
 def test_a_broken_chunk_is_refused():
     stream = features.stft_stream(n_fft=256, hop_length=64)
     with pytest.raises(ValueError, match="a chunk of 100 samples is not a multiple of hop_length 64"):
-        stream.step(stream.init(), wave(100))
+        stream.step(stream.init(), jnp.asarray(wave(100)))
     with pytest.raises(ValueError, match="hop_length 256 cannot be inverted"):
         features.istft_stream(n_fft=256, hop_length=256)
