@@ -40,7 +40,7 @@ def pytest_collection_finish():
 
 
 def pytest_sessionfinish():
-    """What is left goes with the process: pytest collects five times at the end, some 20 s of all that JAX keeps."""
+    """What is left goes with the process: pytest collects five times at the end, through all that JAX keeps."""
     gc.freeze()
 
 

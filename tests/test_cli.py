@@ -218,9 +218,8 @@ def test_files_are_vocoded_at_their_own_rate_channels_and_length(vocoder, tmp_pa
     code, error = jaxdiff(capsys, *command)
     assert (code, "exists; give another --out, or --overwrite" in error) == (2, True)
     assert {p: p.read_bytes() for p in out.iterdir()} == before
-    (tmp_path / "in" / "stereo.wav").unlink()
     assert jaxdiff(capsys, "vocode", tmp_path / "in", "--model", vocoder, "--out", tmp_path / "folder")[0] == 0
-    assert [p.stem for p in (tmp_path / "folder").glob("*.wav")] == ["mono"]
+    assert {p.stem for p in (tmp_path / "folder").glob("*.wav")} == set(given)
 
 
 def test_each_task_has_its_command(trained, vocoder, folder, tmp_path, capsys):
