@@ -1,6 +1,8 @@
 """Pictures and files for people: names in any script, levels above full scale, pictures that never cost a sound."""
 
+import gc
 import json
+import tracemalloc
 import warnings
 
 import numpy as np
@@ -62,6 +64,24 @@ def test_a_picture_that_fails_costs_a_warning(tmp_path):
     assert not list(tmp_path.iterdir())
     with pytest.raises(OSError, match="absent"):  # a disk that is full or gone is another matter
         pictures.draw(tmp_path / "absent" / "a.png", lambda: pictures.spectrograms([TONE], ["a"], [RATE]))
+
+
+def test_what_was_drawn_waits_for_no_collector(tmp_path):
+    wave = np.random.default_rng(0).standard_normal(160_000).astype(np.float32)
+    make = lambda: pictures.spectrograms([wave], ["a"], [16_000])  # noqa: E731
+    pictures.draw(tmp_path / "a.png", make)
+    gc.collect()
+    gc.disable()
+    tracemalloc.start()
+    try:
+        held = []
+        for _ in range(4):
+            pictures.draw(tmp_path / "a.png", make)
+            held.append(tracemalloc.get_traced_memory()[0])
+    finally:
+        gc.enable()
+        tracemalloc.stop()
+    assert held[-1] - held[0] < 3 * 2**20  # three figures hold 20
 
 
 def test_a_sound_above_full_scale_is_scaled_as_a_whole_and_that_is_said(tmp_path):

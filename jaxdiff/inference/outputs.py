@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxdiff.data.files import atomic, safe_name, write_audio
 
-from .pictures import draw, spectrograms
+from .pictures import draw, save, spectrograms
 
 FULL_SCALE = 0.999  # of the largest sample that is written
 
@@ -70,7 +70,7 @@ class Output(NamedTuple):
         for name, wave, sr in zip(self.names, self.waves, self.sample_rates, strict=True):
             sound, picture = io.BytesIO(), io.BytesIO()
             soundfile.write(sound, np.clip(wave.T, -1, 1), round(sr), format="WAV", subtype="PCM_16")
-            spectrograms([wave], [name], [sr]).savefig(picture, format="png")
+            save(spectrograms([wave], [name], [sr]), picture)
             wav, png = (base64.b64encode(f.getvalue()).decode() for f in (sound, picture))
             rows.append(
                 f'<div><img src="data:image/png;base64,{png}"><br>'
