@@ -33,6 +33,10 @@ SHOTS = os.environ.get("JAXDIFF_SHOTS")  # a folder for screenshots, where they 
 DESKTOP, PHONE = (1100, 900), (390, 844)
 
 
+class Refused(Exception):
+    """What the browser answers to a request that it cannot fulfil."""
+
+
 class Browser:
     """One page of headless Chromium."""
 
@@ -68,7 +72,8 @@ class Browser:
             if answer.get("method") == "Page.javascriptDialogOpening":
                 self.complaints.append(answer["params"])
             if answer.get("id") == number:
-                assert "error" not in answer, answer["error"]
+                if "error" in answer:
+                    raise Refused(answer["error"])
                 return answer["result"]
 
     def ask(self, expression: str):
@@ -78,8 +83,18 @@ class Browser:
         return found["result"].get("value")
 
     def wait(self, expression: str, seconds: float = 120.0):
+        """Until an expression is true; a page that is being left while it is asked cannot say so yet."""
+
+        def true() -> bool:
+            try:
+                return bool(self.ask(expression))
+            except Refused as error:
+                if "navigated" in str(error) or "context" in str(error):
+                    return False
+                raise
+
         end = time.monotonic() + seconds
-        while not self.ask(expression):
+        while not true():
             assert time.monotonic() < end, (
                 f"{expression} never came true; the page says {self.ask('document.body.innerText')}"
             )

@@ -7,9 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_pipeline import TREE, VOCODER, moved, rows, sound
+from oracles import drawn
+from test_pipeline import TREE, VOCODER, rows, sound
 
 from jaxdiff.config import ConfigError, from_dict
+from jaxdiff.config import model as build_model
 from jaxdiff.diffusion import RectifiedFlow, euler, search_times, spaced_times, times_error
 from jaxdiff.inference import Pipeline
 from jaxdiff.inference.load import pipeline_of
@@ -49,7 +51,7 @@ def test_too_few_times_are_refused():
 @pytest.fixture(scope="module")
 def made():
     config, classes = from_dict({**TREE, "normalize": {"enabled": False}, "sampling": {"steps": 3}}), ("a", "b", "c")
-    return pipeline_of(config, classes, moved(config, classes, 0.05), None)
+    return pipeline_of(config, classes, drawn(build_model(config, classes, None).network, 0.05), None)
 
 
 @pytest.fixture
@@ -88,7 +90,7 @@ def test_the_sampler_searched_for_is_the_one_used_when_nobody_says(pipeline):
 @pytest.mark.slow
 def test_a_vocoder_is_searched_on_sounds():
     config = from_dict({**VOCODER, "sampling": {}})
-    vocoder = pipeline_of(config, (), moved(config), None)
+    vocoder = pipeline_of(config, (), drawn(build_model(config, (), None).network, 0.1), None)
     for waves in (None, sound(0, 3, 512)):
         with pytest.raises(ConfigError, match="works on sounds: give 4 to search and judge on"):
             search(vocoder, steps=2, count=2, waves=waves)
