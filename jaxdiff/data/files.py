@@ -302,27 +302,36 @@ def scan(folder: Path, extensions: frozenset[str] = EXTENSIONS) -> tuple[list[Pa
     Sound files are those with one of the `extensions`. Names that begin with a dot are not sounds. Links to folders are
     followed when the folders themselves are read.
     """
-    found: list[Path] = []
+    found: list[str] = []
     unused: list[str] = []
     seen: set[str] = set()
-    folders = [str(folder)]
-    for top in folders:  # which grows by the links found
-        for where, inside, names in os.walk(top, onerror=lambda e: unused.append(f"{e.filename}: {e.strerror}")):
-            if (real := os.path.realpath(where)) in seen:
-                unused.append(f"{where}: a link to a folder that is read already")
-                names, inside[:] = [], []
-            seen.add(real)
-            inside[:] = sorted(name for name in inside if not name.startswith("."))
-            folders += [path for name in inside if os.path.islink(path := os.path.join(where, name))]
-            for name in sorted(name for name in names if not name.startswith(".")):
-                path, suffix = os.path.join(where, name), os.path.splitext(name)[1]
-                if not os.path.exists(path):
-                    unused.append(f"{path}: a link to nothing")
-                elif suffix.lower() in UNREAD:
-                    unused.append(f"{path}: {suffix} is not read; convert it, for example to .flac")
-                elif suffix.lower() in extensions:
-                    found.append(Path(path))
-    return sorted(found), [printable(line) for line in unused]
+    folders, links = [str(folder)], []
+    while folders or links:
+        where = folders.pop() if folders else links.pop()
+        if (real := os.path.realpath(where)) in seen:
+            unused.append(f"{where}: a link to a folder that is read already")
+            continue
+        seen.add(real)
+        try:
+            with os.scandir(where) as inside:
+                entries = sorted(inside, key=lambda entry: entry.name, reverse=True)  # the first is popped first
+        except OSError as error:
+            unused.append(f"{where}: {error.strerror}")
+            continue
+        for entry in entries:
+            path, linked, suffix = entry.path, entry.is_symlink(), os.path.splitext(entry.name)[1]
+            if entry.name.startswith("."):
+                continue
+            if linked and not os.path.exists(path):
+                unused.append(f"{path}: a link to nothing")
+            elif os.path.isdir(path) if linked else entry.is_dir():
+                (links if linked else folders).append(path)
+            elif suffix.lower() in UNREAD:
+                unused.append(f"{path}: {suffix} is not read; convert it, for example to .flac")
+            elif suffix.lower() in extensions:
+                found.append(path)
+    found.sort(key=lambda path: path.split(os.sep))
+    return [Path(path) for path in found], [printable(line) for line in sorted(unused)]
 
 
 def sound_files(paths: Sequence[Path]) -> list[Path]:

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 ComputeDtype = Literal["float32", "bfloat16"]
 Frames = Float[Array, "batch frames features"]
@@ -202,11 +202,37 @@ def taps(h: Array, dilation: int | Array = 1, reach: int | None = None) -> Float
     return jnp.concatenate(shifted(h, 3, dilation, reach), axis=-1)
 
 
+class _Keys(nnx.RngStream):
+    """A stream whose count is a number of Python's. NNX's own is an array, for which JAX, wherever it traces, writes out
+    all that it traced so far: building a network took several times as long."""
+
+    def __init__(self, key: PRNGKeyArray, *, tag: str):
+        super().__init__(key, tag=tag)
+        self.drawn = 0
+
+    def __call__(self) -> PRNGKeyArray:
+        self.drawn += 1
+        return jax.random.fold_in(self.key[...], np.uint32(self.drawn - 1))
+
+
+def streams(key: PRNGKeyArray) -> nnx.Rngs:
+    """`nnx.Rngs(key)`, the same keys in the same order, made faster where JAX traces."""
+    rngs = nnx.Rngs()
+    rngs.default = _Keys(key, tag="default")
+    return rngs
+
+
 def stack(make_layer: Callable[[nnx.Rngs], _Layer], count: int, rngs: nnx.Rngs) -> _Layer:
     """`count` layers made alike, their parameters stacked on a new first axis, for `scan_layers`."""
-    graphdef, _ = nnx.split(make_layer(nnx.Rngs(0)))
-    params = jax.vmap(lambda key: nnx.split(make_layer(nnx.Rngs(key)))[1])(jax.random.split(rngs.params(), count))
-    return nnx.merge(graphdef, params)
+    graphdefs = []
+
+    def parameters(key):
+        graphdef, params = nnx.split(make_layer(streams(key)))
+        graphdefs.append(graphdef)
+        return params
+
+    params = jax.vmap(parameters)(jax.random.split(rngs.params(), count))
+    return nnx.merge(graphdefs[0], params)
 
 
 def scan_layers(layers: nnx.Module, apply: Callable, carry, xs=None, *, remat: bool = False):

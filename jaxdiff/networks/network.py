@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import PRNGKeyArray
 
-from .layers import Condition
+from .layers import Condition, streams
 
 Params = Any  # nested dict of arrays
 
@@ -81,17 +81,17 @@ def from_nnx(make: Callable[[nnx.Rngs], nnx.Module]) -> Network:
 
     A module that takes fewer arguments is given fewer: the leading positional ones, and `r` and `rngs` by name.
     """
-    shape = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
+    shape = nnx.eval_shape(lambda: make(streams(jax.random.key(0))))
     graphdef, _ = nnx.split(shape)
     count, names = _arguments(type(shape).__call__)
 
     def apply(params: Params, *inputs, r=None, key: PRNGKeyArray | None = None):
         options = {} if r is None else {"r": r}
         if key is not None and "rngs" in names:
-            options["rngs"] = nnx.Rngs(key)
+            options["rngs"] = streams(key)
         return nnx.merge(graphdef, params)(*inputs[:count], **options)
 
-    init = lambda key: nnx.to_pure_dict(nnx.split(make(nnx.Rngs(key)))[1])  # noqa: E731
+    init = lambda key: nnx.to_pure_dict(nnx.split(make(streams(key)))[1])  # noqa: E731
     return Network(init, apply, bind=lambda params: nnx.merge(graphdef, params))
 
 
