@@ -23,7 +23,7 @@ import yaml
 from annotated_types import Interval
 
 from jaxdiff import ranges
-from jaxdiff.data import Corpus, Crop, Further, open_corpus
+from jaxdiff.data import Corpus, Crop, Further, hold_out, open_corpus
 from jaxdiff.data.files import expand
 from jaxdiff.diffusion import BRIDGES, SCHEDULES, Bridge, Schedule
 from jaxdiff.features import (
@@ -62,6 +62,7 @@ class Data:
     drawn: Mapping[str, str] = field(default_factory=dict)  # folders of further sounds by name: noise, room ...
     paired: Mapping[str, str] = field(default_factory=dict)  # folders of partners, files of the same names: target ...
     notes: str | None = None  # folder of scores, MIDI files of the recordings' names
+    held_out: ranges.Share = 0.0  # of each class's files that are not trained on: their loss is logged as validation
     reference: bool = False  # a crop of another recording of the same class comes along
     sample_rate: ranges.Rate = 16_000  # Hz
     seconds: Annotated[float, Interval(gt=0, le=3600)] = 1.0  # length of a crop
@@ -77,7 +78,9 @@ class Data:
         notes = None if self.notes is None else expand(self.notes)
         if notes is not None and self.speed:
             raise ConfigError("data.speed changes the pitch and data.notes does not know it; set data.speed 0")
-        return open_corpus(self.path, self.labels), Further(drawn, paired, notes, self.reference)
+        corpus = open_corpus(self.path, self.labels)
+        corpus = hold_out(corpus, self.held_out) if self.held_out else corpus
+        return corpus, Further(drawn, paired, notes, self.reference)
 
 
 @dataclass(frozen=True)
@@ -119,8 +122,8 @@ class Train:
     keep: ranges.Count = 2  # the last checkpoints, and ...
     best: str | None = None  # ... the one at which this metric of the log was least, loss or validation
     patience: ranges.Index = 0  # checkpoints in a row of which none was the best, before training ends
-    validation: str | None = None  # sounds that are not trained on, a folder as data.path, whose loss is logged ...
-    validate_every: ranges.Index = 1000  # ... at this interval
+    validation: str | None = None  # sounds that are not trained on, a folder as data.path; where none, data.held_out;
+    validate_every: ranges.Index = 1000  # their loss is logged at this interval
     tensorboard: bool = False  # write the log and the previews for TensorBoard too
 
     def __post_init__(self) -> None:

@@ -376,7 +376,7 @@ def run(config: Config, workdir: Path, *, accept_changes: bool = False, report: 
                 params,
                 workdir,
                 step,
-                None if t.validation is None else _held_out(t.validation, corpus, t.batch, read),
+                _held_out(t.validation, corpus, t.batch, read),
                 [Every(t.sample_every, preview)],
                 board,
                 None if augmentation is None else (augmentation, ("wave", *further.paired)),
@@ -398,7 +398,9 @@ def _check_inputs(config: Config, further: Further) -> None:
 
 def _report_corpus(corpus: Corpus, report: Report) -> None:
     minutes = corpus.seconds / 60
-    report(f"{corpus.root}: {len(corpus.recordings)} recordings, {minutes:.1f} minutes, {len(corpus.classes)} classes")
+    apart = "" if corpus.held_out is None else f"; {len(corpus.held_out.recordings)} more are held out"
+    counted = f"{len(corpus.recordings)} recordings, {minutes:.1f} minutes, {len(corpus.classes)} classes"
+    report(f"{corpus.root}: {counted}{apart}")
 
 
 def _heard(corpus: Corpus, batch: int, seed: int, evenness: float, steps: Sequence[int]) -> str:
@@ -416,8 +418,21 @@ def _between(batches: Iterator[Any], every: int, call: Callable[[], None]) -> It
             call()
 
 
-def _held_out(path: str, corpus: Corpus, batch: int, read: Callable[..., Iterator[Any]]) -> Callable[[], Iterator[Any]]:
-    """Batches of sounds that are not trained on, the same at every call."""
+def _held_out(
+    path: str | None, corpus: Corpus, batch: int, read: Callable[..., Iterator[Any]]
+) -> Callable[[], Iterator[Any]] | None:
+    """Batches of sounds that are not trained on, the same at every call: of a folder, or those held out, if any."""
+    if path is not None and corpus.held_out is not None:
+        raise ConfigError(f"train.validation {path} and data.held_out both name sounds for validation; set one of them")
+    others = corpus.held_out if path is None else _others(path, corpus)
+    if others is None:
+        return None
+    count = min(VALIDATION, -(-len(others.recordings) // batch))
+    return lambda: itertools.islice(read(others, seed=0), count)
+
+
+def _others(path: str, corpus: Corpus) -> Corpus:
+    """The sounds of a folder for validation; raises ConfigError where some are trained on."""
     others = open_corpus(path)
     if others.classes != corpus.classes:
         there, here = (", ".join(c.classes) or "none" for c in (others, corpus))
@@ -430,8 +445,7 @@ def _held_out(path: str, corpus: Corpus, batch: int, read: Callable[..., Iterato
             f"train.validation {path}: {len(both)} of its {len(held)} recordings are trained on ({named}); give sounds "
             f"that data.path does not hold"
         )
-    count = min(VALIDATION, -(-len(others.recordings) // batch))
-    return lambda: itertools.islice(read(others, seed=0), count)
+    return others
 
 
 def _place(recording: Recording) -> tuple[str, float]:

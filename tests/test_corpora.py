@@ -15,7 +15,7 @@ import pytest
 import soundfile
 
 from jaxdiff.cli.main import main
-from jaxdiff.data import AudioError, Crop, Further, batches, open_corpus, read_audio, write_audio
+from jaxdiff.data import AudioError, Crop, Further, batches, hold_out, open_corpus, read_audio, write_audio
 from jaxdiff.data.files import audio_blocks, check_audio
 from jaxdiff.data.index import cache_directory
 from jaxdiff.data.packing import pack
@@ -322,6 +322,50 @@ def test_a_mixture_hears_its_corpora_as_they_weigh_and_each_recording_in_turn(tm
         open_corpus({str(tmp_path / "one"): 1.0}, "labels.csv")
     with pytest.raises(AudioError, match="names no corpora"):
         open_corpus({})
+
+
+# --- held out ---
+
+
+def test_a_share_of_each_class_is_held_out_by_the_names_of_files(tmp_path):
+    for name, count in {"kick": 20, "tom": 5, "bell": 2, "gong": 1}.items():
+        for i in range(count):
+            constant(tmp_path / "in" / name / f"{i}.wav", 0.1)
+    whole = open_corpus(str(tmp_path / "in"))
+    kept = hold_out(whole, 0.1)
+    held = kept.held_out
+    assert held is not None and kept.classes == held.classes == whole.classes
+    counts = {name: (kept.count(name), held.count(name)) for name in whole.classes}
+    assert counts == {"kick": (18, 2), "tom": (4, 1), "bell": (1, 1), "gong": (1, 0)}
+    assert sorted(names(kept) + names(held)) == sorted(names(whole))
+    shutil.move(tmp_path / "in", tmp_path / "elsewhere")
+    assert names(hold_out(open_corpus(str(tmp_path / "elsewhere")), 0.1)) == names(kept)
+    more = hold_out(whole, 0.5)
+    assert more.held_out is not None and {*names(held)} <= {*names(more.held_out)}  # a larger share takes further ones
+
+
+def test_parts_of_a_file_are_held_out_together_and_of_every_corpus_of_a_mixture_some(tmp_path):
+    for name in ("one", "two"):
+        for i in range(6):
+            constant(tmp_path / name / f"{i}.wav", 0.1)
+    (tmp_path / "one" / "list.csv").write_text(
+        "file,label,offset,seconds\n" + "".join(f"{i}.wav,{k},0.0{k},0.01\n" for i in range(6) for k in (1, 2, 3))
+    )
+    kept = hold_out(open_corpus({str(tmp_path / "one" / "list.csv"): 3, str(tmp_path / "two"): 1}), 0.2)
+    held = kept.held_out
+    assert held is not None
+    assert kept.parts == ((len(kept.recordings) - 5, 3), (5, 1)) and not held.parts
+    assert not {r.path for r in kept.recordings} & {r.path for r in held.recordings}
+    assert {len([r for r in held.recordings if r.path == path]) for path in {r.path for r in held.recordings}} == {1, 3}
+    drawn = next(batches(kept, Crop(8, RATE), 8, 0))
+    assert drawn["wave"].shape == (8, 8)
+
+
+def test_a_single_file_cannot_be_held_out(tmp_path):
+    constant(tmp_path / "in" / "a" / "0.wav", 0.1)
+    constant(tmp_path / "in" / "b" / "0.wav", 0.1)
+    with pytest.raises(AudioError, match="has one file of each class and can spare none"):
+        hold_out(open_corpus(str(tmp_path / "in")), 0.5)
 
 
 # --- stereo ---

@@ -14,7 +14,7 @@ from scipy.signal import convolve2d
 
 from jaxdiff.networks import LSTM, Condition, ConvNeXt, Transformer, UNet, WaveNet, count_params
 from jaxdiff.networks.attention import rope
-from jaxdiff.networks.layers import LabelEmbedding, linear_options, scan_layers
+from jaxdiff.networks.layers import LabelEmbedding, linear_options, scan_layers, streams
 from jaxdiff.networks.wavenet import Upsampler
 
 FAST_COMPILE = {"xla_backend_optimization_level": 0}  # these programs run once: compiling them is the cost
@@ -210,6 +210,16 @@ def test_receptive_field_is_exact(layers, cycle, expected):
     for change in (gradient, moved):
         touched = np.flatnonzero(np.abs(change).max((0, 2)))
         assert (touched[0], touched[-1]) == (middle - expected // 2, middle + expected // 2)
+
+
+@pytest.mark.parametrize("run", [lambda f: f, jax.jit, lambda f: lambda key: jax.vmap(f)(jax.random.split(key, 3))])
+def test_streams_give_the_keys_of_nnx(run):
+    def drawn(rngs):
+        keys = [rngs.params(), rngs.params(), rngs.label(), rngs.fork().dropout(), rngs.dropout()]
+        return [jax.random.key_data(key) for key in keys]
+
+    found, expected = (run(lambda key, of=of: drawn(of(key)))(jax.random.key(7)) for of in (streams, nnx.Rngs))
+    np.testing.assert_array_equal(np.stack(found), np.stack(expected))
 
 
 def test_scan_equals_unrolled_layers():

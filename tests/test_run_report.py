@@ -4,6 +4,7 @@ import base64
 import fcntl
 import html.parser
 import json
+import shutil
 import struct
 import sys
 from typing import Any
@@ -105,6 +106,28 @@ def test_sounds_that_are_trained_on_are_no_validation(watched, tmp_path):
     settings = tree(watched, steps=1, validation=str(watched / "sounds" / ".." / "sounds"))
     with pytest.raises(ConfigError, match=r"4 of its 4 recordings are trained on \(0.wav, 1.wav, 2.wav, 3.wav\)"):
         run(from_dict(settings), tmp_path / "run", report=lambda text: None)
+
+
+def test_what_is_held_out_is_validated_and_never_trained_on(watched, tmp_path):
+    """The recording that is held out has no finite sample: each step has a finite loss, and no validation has."""
+    shutil.copytree(watched / "sounds", tmp_path / "sounds")
+    settings = tree(tmp_path, steps=4, validate_every=2, tensorboard=False, sample_every=0)
+    settings["data"]["held_out"] = 0.25
+    corpus, _ = from_dict(settings).data.open()
+    assert corpus.held_out is not None
+    (spoiled,) = corpus.held_out.recordings
+    soundfile.write(spoiled.path, np.full(4000, 1e30), 8000, subtype="FLOAT")  # its square is beyond float32
+    told = []
+    with pytest.warns(UserWarning, match="peaks at 1e"):
+        run(from_dict(settings), tmp_path / "run", report=told.append)
+    assert any("3 recordings" in line and "; 1 more are held out" in line for line in told)
+    rows = lines(tmp_path / "run" / "log.jsonl")
+    assert [row["step"] for row in rows if "validation" in row] == [2, 4]
+    assert all(np.isfinite(row["loss"]) and not row["skipped"] for row in rows if "loss" in row)
+    assert not any(np.isfinite(row["validation"] or np.nan) for row in rows if "validation" in row)
+    settings["train"]["validation"] = str(watched / "others")
+    with pytest.raises(ConfigError, match="both name sounds for validation"):
+        run(from_dict(settings), tmp_path / "both", report=lambda text: None)
 
 
 @pytest.mark.slow

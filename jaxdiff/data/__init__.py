@@ -2,6 +2,7 @@
 
 from .corpora import Corpus as Corpus
 from .corpora import Recording as Recording
+from .corpora import hold_out as hold_out
 from .corpora import open_corpus as open_corpus
 from .corpora import write_report as write_report
 from .crops import Crop as Crop

@@ -7,6 +7,7 @@ when it is read in training.
 """
 
 import dataclasses
+import hashlib
 import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -53,7 +54,8 @@ class Corpus:
 
     `rejected` grows when recordings turn out unreadable while batches are drawn. `peak` is the largest of the sample
     that was listened to, and `root` the folder or manifest. In a mixture the recordings of each corpus follow each
-    other: `parts` says how many and how much they weigh together, and `root` names all.
+    other: `parts` says how many and how much they weigh together, and `root` names all. `held_out` are the recordings
+    that were taken away for validation.
     """
 
     root: Path
@@ -62,6 +64,7 @@ class Corpus:
     rejected: list[str]
     peak: float = 0.0
     parts: tuple[tuple[int, float], ...] = ()
+    held_out: "Corpus | None" = None
 
     @property
     def seconds(self) -> float:
@@ -95,6 +98,34 @@ def open_corpus(path: str | Mapping[str, float], labels: str | None = None) -> C
     if labels is None and root.suffix.lower() in MANIFESTS and root.is_file():
         return dataclasses.replace(folder_corpus(root.parent, root), root=root)
     return folder_corpus(root, None if labels is None else expand(labels))
+
+
+def hold_out(corpus: Corpus, share: float) -> Corpus:
+    """The corpus without a share of each class's files, at least one of each class of two and more: its `held_out`.
+
+    Which files is drawn by their names, so that it is the same wherever the folder lies; parts of one file stay
+    together. Raises AudioError where no file can be spared.
+    """
+    sizes = [count for count, _ in corpus.parts] or [len(corpus.recordings)]
+    part_of = np.repeat(np.arange(len(sizes)), sizes)
+    groups: dict[tuple[int, int | None], dict[str, str]] = {}
+    for part, recording in zip(part_of, corpus.recordings, strict=True):
+        groups.setdefault((int(part), recording.label), {})[str(recording.path)] = recording.name
+    taken: set[str] = set()
+    for names in groups.values():
+        drawn = sorted(names, key=lambda path: hashlib.sha256(names[path].encode(errors="surrogateescape")).digest())
+        taken |= {*drawn[: min(max(1, round(share * len(names))), len(names) - 1)]}
+    if not taken:
+        raise AudioError(
+            f"{corpus.root}: has one file of each class and can spare none; set data.held_out 0 and train.validation "
+            f"to a folder of other sounds"
+        )
+    apart = np.array([str(recording.path) in taken for recording in corpus.recordings])
+    kept, held = (tuple(r for r, out in zip(corpus.recordings, apart, strict=True) if out == side) for side in (0, 1))
+    counts = np.bincount(part_of[~apart], minlength=len(sizes))
+    parts = tuple((int(count), weight) for count, (_, weight) in zip(counts, corpus.parts, strict=False))
+    others = dataclasses.replace(corpus, recordings=held, parts=())
+    return dataclasses.replace(corpus, recordings=kept, parts=parts, held_out=others)
 
 
 def folder_corpus(root: Path, manifest: Path | None = None) -> Corpus:

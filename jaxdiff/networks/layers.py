@@ -203,8 +203,8 @@ def taps(h: Array, dilation: int | Array = 1, reach: int | None = None) -> Float
 
 
 class _Keys(nnx.RngStream):
-    """A stream whose count is a number of Python's. NNX's own is an array, for which JAX, wherever it traces, writes out
-    all that it traced so far: building a network took several times as long."""
+    """A stream whose count is a number of Python's. NNX's own is an array, for which JAX, where it traces, writes out
+    all that it has traced so far: building a network took several times as long."""
 
     def __init__(self, key: PRNGKeyArray, *, tag: str):
         super().__init__(key, tag=tag)
