@@ -155,14 +155,16 @@ def folder_corpus(root: Path, manifest: Path | None = None) -> Corpus:
     found += _of_shards(shards, rejected)
     if not found:
         raise AudioError(f"{root}: none of its {len(entries)} sound files can be used; the first: {rejected[before]}")
-    classes = tuple(sorted({label for label, _, _ in found if label is not None}))
+    classes = tuple(sorted({label for label, *_ in found if label is not None}))
     index = {name: i for i, name in enumerate(classes)}
-    recordings = (Recording(path, seconds, index.get(label or ""), *rest) for label, (path, seconds), rest in found)
-    return Corpus(root, tuple(recordings), classes, rejected, peak)
+    recordings = tuple(
+        Recording(path, seconds, index.get(label or ""), name, offset, until)
+        for label, path, seconds, name, offset, until in found
+    )
+    return Corpus(root, recordings, classes, rejected, peak)
 
 
-# a label, and a recording's fields before and after its own
-Labelled = list[tuple[str | None, tuple[Any, float], tuple[str, float, float]]]
+Labelled = list[tuple[str | None, Any, float, str, float, float]]  # a label, and the other fields of its recording
 
 
 def _of_files(root: Path, entries: Sequence[Entry], rejected: list[str], whole: bool) -> tuple[Labelled, float]:
@@ -198,7 +200,7 @@ def _of_files(root: Path, entries: Sequence[Entry], rejected: list[str], whole: 
         until = math.inf if end >= info.seconds else end
         seconds = min(end, info.seconds) - entry.offset
         name = below(root, entry.path)
-        usable.append((entry.label, (entry.path, seconds), (name, entry.offset, until)))
+        usable.append((entry.label, entry.path, seconds, name, entry.offset, until))
     return usable, peak
 
 
@@ -216,7 +218,7 @@ def _of_shards(entries: Sequence[Entry], rejected: list[str]) -> Labelled:
         except AudioError as error:
             rejected.append(str(error))
             continue
-        usable += [(p.label, (p.record, p.info.seconds), (p.record.name, 0.0, math.inf)) for p in packed]
+        usable += [(p.label, p.record, p.info.seconds, p.record.name, 0.0, math.inf) for p in packed]
     return usable
 
 

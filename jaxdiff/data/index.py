@@ -21,7 +21,9 @@ from .files import AudioError, AudioInfo, atomic, check_audio, check_limits, exa
 
 FORMAT = 1
 LISTENED = 10.0  # seconds of a recording that are decoded when it is listened to
-_CHUNK = 64  # files of one task of a thread
+_CHUNK = 64  # files that are looked at in one go
+_FIRST = 8  # files whose looks are timed
+_SLOW = 2e-3  # seconds a look from which on threads look, since it decodes or waits; shorter looks they only slow down
 _MANY = 4096  # files from which on progress is shown
 _OLD = 180 * 86400  # seconds after which an index that did not change is made anew
 
@@ -37,7 +39,8 @@ def cache_directory() -> Path:
 
 def below(root: Path, path: Path) -> str:
     """The path from `root` on, as it is written on any system."""
-    return str(path).removeprefix(f"{root}{os.sep}").replace(os.sep, "/")
+    name = str(path).removeprefix(f"{root}{os.sep}")
+    return name if os.sep == "/" else name.replace(os.sep, "/")
 
 
 class Index:
@@ -56,7 +59,7 @@ class Index:
             stored = json.loads(self._file.read_bytes())
             if stored["format"] == FORMAT and stored["root"] == self._name:
                 self._stored = dict(stored["files"])
-        self._entries: dict[str, list] = {}
+        self._entries: dict[str, Any] = {}
         self._learned = False
 
     def __enter__(self) -> "Index":
@@ -89,12 +92,14 @@ class Index:
         except (OSError, ValueError):
             raise AudioError(f"{path}: no such file") from None
         name, stamp = below(self._root, path), [there.st_size, there.st_mtime_ns]
-        info = _info(self._stored.get(name), stamp)
+        entry = self._stored.get(name)
+        info = _info(entry, stamp)
         if info is None or heard and info.peak is None:
             self._learned = True
             self._entries.pop(name, None)  # it may be found bad
             info = read(path)
-        self._entries[name] = [*stamp, info.sample_rate, info.samples, info.channels, info.subtype, info.peak]
+            entry = [*stamp, info.sample_rate, info.samples, info.channels, info.subtype, info.peak]
+        self._entries[name] = entry
         return info
 
     def _each(self, look: Callable[[Path], AudioInfo], paths: Sequence[Path], what: str) -> list[Found]:
@@ -107,16 +112,19 @@ class Index:
                     found.append(error)
             return found
 
-        size = _CHUNK if len(paths) > 16 * _CHUNK else 1
-        chunks = [paths[i : i + size] for i in range(0, len(paths), size)]
-        with ThreadPoolExecutor() as threads:
-            made: Iterable[list[Found]] = threads.map(some, chunks)
+        start, found, rest = time.monotonic(), some(paths[:_FIRST]), paths[_FIRST:]
+        waits = (time.monotonic() - start) / _FIRST > _SLOW
+        size = _CHUNK if len(rest) > 16 * _CHUNK else 1
+        chunks = [rest[i : i + size] for i in range(0, len(rest), size)]
+        with contextlib.ExitStack() as stack:
+            each = stack.enter_context(ThreadPoolExecutor()).map if waits else map
+            made: Iterable[list[Found]] = each(some, chunks)
             if len(paths) >= _MANY and sys.stderr.isatty():
                 from rich.console import Console
                 from rich.progress import track
 
                 made = track(made, what, len(chunks), console=Console(stderr=True), transient=True)
-            return [found for part in made for found in part]
+            return found + [one for part in made for one in part]
 
 
 def _heard(path: Path) -> AudioInfo:

@@ -218,7 +218,7 @@ class _Keys(nnx.RngStream):
 def streams(key: PRNGKeyArray) -> nnx.Rngs:
     """`nnx.Rngs(key)`, the same keys in the same order, made faster where JAX traces."""
     rngs = nnx.Rngs()
-    rngs.default = _Keys(key, tag="default")
+    setattr(rngs, "default", _Keys(key, tag="default"))  # noqa: B010 its streams are no declared attributes
     return rngs
 
 
